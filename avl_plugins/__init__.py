@@ -1,0 +1,1 @@
+"""EWC, Progressive Networks, Deep Generative Replay and DEN for Avalanche."""

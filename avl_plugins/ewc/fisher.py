@@ -1,0 +1,205 @@
+"""The diagonal of the Fisher information matrix of a network.
+
+    F_i = 1/N sum_n E_y [ (d log p(y | x_n, theta) / d theta_i)^2 ]
+
+Kirkpatrick et al. 2017 (arXiv:1612.00796) use it as the importance of parameter i for the task that the inputs x_n
+come from (sec. 2, after eq. 3) and do not say which estimator they took. Estimators differ by orders of magnitude, so
+a penalty's strength goes with one of them (van de Ven 2025, "On the computation of the Fisher information in
+continual learning").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from avl_plugins.ewc.likelihood import make_likelihood
+from avl_plugins.ewc.per_sample import SquaredGradients
+
+Labels = Literal["exact", "sampled", "empirical", "batch"]
+"""Over which labels the squared gradient is averaged.
+
+`"exact"`: the expectation over the model's own p(y | x), the definition; a backward pass a class.
+`"sampled"`: one label a sample drawn from p(y | x); unbiased, a single backward pass.
+`"empirical"`: the data's labels; the "empirical Fisher", which is near the Fisher only where the model is calibrated.
+`"batch"`: the square of each mini-batch's mean gradient with the data's labels, averaged over mini-batches. Not a
+Fisher: it depends on batch size and order. It is what Avalanche's `EWCPlugin` computes, here for comparison.
+"""
+
+Batch = tuple[Tensor, Tensor, Tensor | None]
+
+
+def diagonal_fisher(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    labels: Labels = "exact",
+    likelihood: Literal["categorical", "bernoulli", "gaussian"] | Callable[[Tensor], Distribution] = "categorical",
+    max_samples: int | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Mean over samples of E_y[(d log p(y|x) / d theta)^2], by parameter name.
+
+    The model is evaluated in eval mode. Gradients, train/eval modes, BatchNorm statistics and the global random state
+    are left as they were. For labels "exact" and "empirical" the result does not depend on batch size or order; for
+    "sampled" it does not depend on the batch size, given the generator and the order.
+
+    Args:
+        model: maps a batch of inputs to one tensor of outputs, a row a sample. A model with `forward_single_task`
+            (Avalanche's `MultiTaskModule`) is called with the samples of one task at a time and their int label.
+        batches: yields (x, y), (x, y, ..., t) or mappings with keys "x", "y" and optionally "t"; t holds task labels
+            and is used by multi-task models only.
+        labels: see `Labels`.
+        likelihood: "categorical" (outputs are logits over dimension 1; outputs (N, K, H, W) have a class a pixel, log
+            p is the sum over pixels whose label is not -100), "bernoulli" (independent logits), "gaussian" (means
+            with unit variance), or a callable from the outputs to a `torch.distributions.Distribution`.
+        max_samples: use a uniformly random subset of this many samples (all, where there are fewer).
+        generator: a CPU generator for sampled labels and the subset. None makes a new one from
+            `torch.initial_seed()`.
+
+    Returns:
+        Tensors shaped as the parameters that require gradients, on their device, in their dtype; zero for a parameter
+        that no output depends on.
+
+    Raises:
+        ValueError: no sample, no parameter that requires gradients, an unknown `labels` or `likelihood`, "exact" for
+            dense outputs, or a Fisher that is not finite (named).
+        TypeError: batches or outputs of another form.
+    """
+    if labels not in get_args(Labels):
+        raise ValueError(f"labels must be one of {', '.join(map(repr, get_args(Labels)))}, got {labels!r}")
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"max_samples must be at least 1 or None for all, got {max_samples}")
+    chosen = make_likelihood(likelihood)
+    params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not params:
+        raise ValueError("the model has no parameter that requires gradients, so there is no Fisher to compute")
+    if generator is None:
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+    device = next(iter(params.values())).device
+
+    def uniform(shape: torch.Size) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    def directions(z: Tensor, y: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        if labels == "exact":
+            return list(chosen.exact(z))
+        y = chosen.sample(z, uniform) if labels == "sampled" else y
+        return [(torch.ones(len(z), dtype=z.dtype, device=z.device), chosen.score(z, y))]  # type: ignore[arg-type]
+
+    squared_gradients = SquaredGradients(model, directions)
+    totals = {n: torch.zeros_like(p, dtype=_wide(p.dtype)) for n, p in params.items()}
+    count = 0
+    with _evaluating(model, device):
+        stream = (_parse(batch) for batch in batches)
+        if max_samples is not None:
+            stream = _random_subset(stream, max_samples, generator)
+        for batch in stream:
+            for x, y, task in _by_task(model, batch, device):
+                if labels == "batch":
+                    sums = _square_of_batch_gradient(model, params, chosen, x, y, task)
+                else:
+                    sums = squared_gradients(x, None if labels in ("exact", "sampled") else y, task)
+                for name, value in sums.items():
+                    totals[name] += value
+                count += 1 if labels == "batch" else len(x)
+    if count == 0:
+        raise ValueError("batches is empty: a Fisher needs at least one sample")
+    fisher = {n: (total / count).to(params[n].dtype) for n, total in totals.items()}
+    for name, value in fisher.items():
+        if not value.isfinite().all():
+            raise ValueError(
+                f"the Fisher of parameter {name!r} is not finite: the model's outputs or gradients overflow or are "
+                "NaN; check the parameters and the inputs"
+            )
+    return fisher
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Half precision cannot add up thousands of small squares."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+@contextmanager
+def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode, gradients on, and everything as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    model.eval()
+    try:
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.enable_grad(),
+            # cuDNN's recurrent layers have no backward pass in eval mode.
+            torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not recurrent),
+        ):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _parse(batch: Any) -> Batch:
+    if isinstance(batch, Mapping):
+        if "x" not in batch or "y" not in batch:
+            raise TypeError(f"a batch given as a mapping needs keys 'x' and 'y', got {sorted(batch)}")
+        return batch["x"], batch["y"], batch.get("t")
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise TypeError(f"batches must yield (x, y), (x, y, t) or mappings, got {type(batch).__name__}")
+    return batch[0], batch[1], batch[-1] if len(batch) > 2 else None
+
+
+def _by_task(model: nn.Module, batch: Batch, device: torch.device) -> Iterator[tuple[Tensor, Tensor, int | None]]:
+    """The batch on the model's device, split by task label for a multi-task model."""
+    x, y, t = batch
+    if len(x) == 0:
+        return
+    x, y = x.to(device), torch.as_tensor(y).to(device)
+    if not hasattr(model, "forward_single_task"):
+        yield x, y, None
+    elif t is None:
+        raise ValueError("the model is multi-task, so batches must yield (x, y, t) with task labels t")
+    else:
+        t = torch.as_tensor(t).expand(len(x)).to(device)
+        for task in t.unique().tolist():
+            rows = t == task
+            yield x[rows], y[rows], int(task)
+
+
+def _square_of_batch_gradient(
+    model: nn.Module, params: dict[str, nn.Parameter], likelihood: Any, x: Tensor, y: Tensor, task: int | None
+) -> dict[str, Tensor]:
+    z = model(x) if task is None else model(x, task)
+    grads = torch.autograd.grad(z, list(params.values()), likelihood.score(z.detach(), y) / len(x), allow_unused=True)
+    return {n: g.square() for n, g in zip(params, grads, strict=True) if g is not None}
+
+
+def _random_subset(batches: Iterator[Batch], size: int, generator: torch.Generator) -> Iterator[Batch]:
+    """Draw `size` samples without replacement from a stream of unknown length, in its order.
+
+    Every sample gets a uniform key and the smallest keys stay, so that the subset does not depend on the batch size.
+    """
+    kept: Batch | None = None
+    keys = torch.empty(0, dtype=torch.float64)
+    length = 0
+    for x, y, t in batches:
+        length = max(length, len(x))
+        y, t = torch.as_tensor(y), None if t is None else torch.as_tensor(t)
+        fresh = torch.rand(len(x), generator=generator, dtype=torch.float64)
+        if kept is not None:
+            x, y = torch.cat([kept[0], x]), torch.cat([kept[1], y])
+            t = None if t is None or kept[2] is None else torch.cat([kept[2], t])
+        keys = torch.cat([keys, fresh])
+        rows = keys.topk(min(size, len(keys)), largest=False).indices.sort().values
+        keys = keys[rows]
+        kept = (x[rows], y[rows], None if t is None else t[rows])
+    if kept is not None:
+        x, y, t = kept
+        for start in range(0, len(x), length):
+            part = slice(start, start + length)
+            yield x[part], y[part], None if t is None else t[part]

@@ -1,0 +1,282 @@
+"""Sums of squared per-sample gradients of a whole model: by layer rules, by `torch.func.vmap`, or sample by sample.
+
+All three compute, for every parameter, sum_{c, n} w[c, n] (J_n^T g[c, n])^2 with J_n the Jacobian of the outputs for
+sample n, g the scores and w their weights (likelihood.py). `SquaredGradients` picks the cheapest one that is right:
+
+1. rules (rules.py) for the layers that have one and are called once a forward pass on inputs of N rows, checked
+   against the definition on the first two samples seen;
+2. vmap, in bounded memory, for all other parameters that the outputs depend on;
+3. a loop over samples where vmap cannot (nn.RNN and nn.GRU, for example), which is logged once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from avl_plugins.ewc.rules import MAX_ELEMENTS, Rule, find_rule
+
+log = logging.getLogger(__name__)
+
+Directions = list[tuple[Tensor, Tensor]]
+"""(weight, score) pairs: (N,) and the shape of the outputs (N, ...)."""
+Sums = dict[str, Tensor]
+
+
+class SquaredGradients:
+    """Adds up squared per-sample gradients of one model's trainable parameters.
+
+    Args:
+        model: in eval mode, with `forward(x)`, or, for a model with `forward_single_task` (Avalanche's
+            `MultiTaskModule`), `forward(x, task_label)` with an int.
+        directions: from outputs (detached) and the sample's labels to (weight, score) pairs.
+    """
+
+    def __init__(self, model: nn.Module, directions: Callable[[Tensor, Tensor | None], Directions]):
+        self.model = model
+        self.directions = directions
+        self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.plans: dict[int | None, _Plan] = {}
+
+    def __call__(self, x: Tensor, y: Tensor | None, task: int | None) -> Sums:
+        """Return the sums over this batch, by parameter name; parameters without influence are left out.
+
+        Args:
+            x: inputs, (N, ...).
+            y: labels, (N, ...), or None where the directions do not need them.
+            task: the task label of the whole batch, for a multi-task model.
+        """
+        if task not in self.plans:
+            self.plans[task] = _make_plan(self.model, self.params, x[:2], task)
+        plan = self.plans[task]
+        totals: Sums = {}
+        start = 0
+        while start < len(x):
+            stop = start + plan.samples_at_once
+            self._part(plan, x[start:stop], None if y is None else y[start:stop], task, totals)
+            start = stop
+        return totals
+
+    def _part(self, plan: _Plan, x: Tensor, y: Tensor | None, task: int | None, totals: Sums) -> None:
+        if plan.rules:
+            with _capture(plan.rules) as calls:
+                z = _outputs(self.model, x, task)
+            directions = self.directions(z.detach(), y)
+            if directions:
+                _add(totals, _by_rules(plan, self.params, calls, z, directions))
+        else:
+            with torch.no_grad():
+                z = _outputs(self.model, x, task)
+            directions = self.directions(z, y)
+        if plan.rest and directions:
+            per_sample = _by_loop if plan.loop else _by_vmap
+            rest = {n: self.params[n] for n in plan.rest}
+            _add(totals, per_sample(self.model, rest, x, task, directions))
+        plan.scores = max(plan.scores, len(directions))
+
+
+class _Plan:
+    """Which parameters are handled how, for one task label."""
+
+    def __init__(self) -> None:
+        self.rules: dict[str, tuple[nn.Module, Rule]] = {}  # by the layer's name in the model
+        self.rest: list[str] = []  # parameters for vmap or the loop
+        self.loop = False
+        self.elements = 0  # of the rules' layer outputs for one sample and score
+        self.scores = 0  # the most that a sample has had so far; 0 = not known yet
+
+    @property
+    def samples_at_once(self) -> int:
+        """How many samples' output gradients fit in memory; one to begin with, to learn how many scores there are."""
+        return max(1, MAX_ELEMENTS // max(1, self.scores * self.elements)) if self.scores else 1
+
+
+def _make_plan(model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None) -> _Plan:
+    """Try the rules on one or two samples and keep those that agree with the definition."""
+    plan = _Plan()
+    layers = {name: (layer, rule) for name, layer in model.named_modules() if (rule := find_rule(layer))}
+    with _capture(layers) as calls:
+        z = _outputs(model, x, task)
+    if not isinstance(z, Tensor) or len(z) != len(x):
+        what = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise TypeError(f"the model must return one tensor with a row a sample ({len(x)}), got {what}")
+    if not z.requires_grad:
+        return plan
+    gradients = torch.autograd.grad(z.sum(), list(params.values()), retain_graph=True, allow_unused=True)
+    used = [n for n, g in zip(params, gradients, strict=True) if g is not None]
+
+    def own(layer_name: str, layer: nn.Module) -> list[str]:
+        prefix = f"{layer_name}." if layer_name else ""
+        return [prefix + n for n, p in layer.named_parameters(recurse=False) if prefix + n in used]
+
+    once = {n: c[0] for n, c in calls.items() if len(c) == 1 and c[0].fits(len(x)) and own(n, layers[n][0])}
+    plan.rules = {n: layers[n] for n in once}
+    if once:
+        generator = torch.Generator().manual_seed(0)
+        score = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
+        directions = [(score.new_ones(len(x)), score)]
+        found = _by_rules(plan, params, {n: calls[n] for n in once}, z, directions)
+        names = {n: own(n, layers[n][0]) for n in once}
+        flat = {p: params[p] for ps in names.values() for p in ps}
+        truth = _by_loop(model, flat, x, task, directions)
+        for n, ps in names.items():
+            if not all(p in found and _close(found[p], truth[p]) for p in ps):
+                del plan.rules[n]
+        plan.elements = sum(c.output.numel() // len(x) for n, c in once.items() if n in plan.rules)
+    ruled = {p for n, (layer, _) in plan.rules.items() for p in own(n, layer)}
+    plan.rest = [n for n in used if n not in ruled]
+    if plan.rest:
+        rest = {n: params[n] for n in plan.rest}
+        ones: Directions = [(z.new_ones(len(x)), torch.ones_like(z).detach())]
+        with _failing_module(model) as failing:
+            try:
+                _by_vmap(model, rest, x, task, ones)
+            except Exception as error:
+                plan.loop = True
+                log.info(
+                    "vmap cannot batch per-sample gradients through %s (%s); using one backward pass a sample, "
+                    "which is slow: pass max_samples to bound it",
+                    failing(),
+                    str(error).split("\n")[0],
+                )
+    return plan
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    scale = b.abs().max()
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-3 * scale)
+
+
+class _Call:
+    """One call of a layer: what went in and what came out."""
+
+    def __init__(self, args: tuple, output: object):
+        self.input = args[0].detach() if len(args) == 1 and isinstance(args[0], Tensor) else None
+        self.version = self.input._version if self.input is not None else 0
+        self.output: Tensor = output  # type: ignore[assignment]
+
+    def fits(self, rows: int) -> bool:
+        """Whether rows are samples, and the input is still what it was (no in-place change since)."""
+        x, y = self.input, self.output
+        return (
+            x is not None
+            and isinstance(y, Tensor)
+            and y.requires_grad
+            and x.ndim > 0
+            and y.ndim > 1
+            and len(x) == len(y) == rows
+            and x._version == self.version
+        )
+
+
+@contextmanager
+def _capture(layers: dict[str, tuple[nn.Module, Rule]]) -> Iterator[dict[str, list[_Call]]]:
+    """Record the calls of these layers during a forward pass."""
+    calls: dict[str, list[_Call]] = {}
+
+    def recorder(name: str) -> Callable:
+        def hook(layer: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+            calls.setdefault(name, []).append(_Call(args if not kwargs else (), output))
+            # The clone goes on through the model, so that an in-place activation leaves the recorded output alone.
+            return output.clone() if isinstance(output, Tensor) else output
+
+        return hook
+
+    handles = [layer.register_forward_hook(recorder(n), with_kwargs=True) for n, (layer, _) in layers.items()]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_rules(
+    plan: _Plan,
+    params: dict[str, nn.Parameter],
+    calls: dict[str, list[_Call]],
+    z: Tensor,
+    directions: Directions,
+) -> Sums:
+    names = [n for n in plan.rules if n in calls]
+    outputs = [calls[n][0].output for n in names]
+    weights = torch.stack([w for w, _ in directions])
+    by_layer = zip(*(torch.autograd.grad(z, outputs, g, retain_graph=True) for _, g in directions), strict=True)
+    sums: Sums = {}
+    for name, grads in zip(names, by_layer, strict=True):
+        layer, rule = plan.rules[name]
+        for p, total in rule(layer, calls[name][0].input, torch.stack(grads), weights).items():
+            full = f"{name}.{p}" if name else p
+            if full in params:
+                sums[full] = total
+    return sums
+
+
+def _by_vmap(
+    model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None, directions: Directions
+) -> Sums:
+    values = {n: p.detach() for n, p in params.items()}
+    sums = {n: torch.zeros_like(v) for n, v in values.items()}
+
+    def along(values: Sums, x: Tensor, g: Tensor) -> Tensor:
+        args = (x.unsqueeze(0),) if task is None else (x.unsqueeze(0), task)
+        return (functional_call(model, values, args)[0] * g).sum()
+
+    per_sample = vmap(grad(along), in_dims=(None, 0, 0))
+    part = max(1, MAX_ELEMENTS // sum(v.numel() for v in values.values()))
+    for w, g in directions:
+        for n in range(0, len(x), part):
+            for name, grads in per_sample(values, x[n : n + part], g[n : n + part]).items():
+                sums[name] += torch.tensordot(w[n : n + part], grads.square_(), dims=1)
+    return sums
+
+
+def _by_loop(
+    model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None, directions: Directions
+) -> Sums:
+    """The definition itself: a forward pass a sample, a backward pass a sample and score."""
+    sums = {n: torch.zeros_like(p) for n, p in params.items()}
+    for n in range(len(x)):
+        z = _outputs(model, x[n : n + 1], task)
+        for w, g in directions:
+            grads = torch.autograd.grad(z, list(params.values()), g[n : n + 1], retain_graph=True, allow_unused=True)
+            for total, gradient in zip(sums.values(), grads, strict=True):
+                if gradient is not None:
+                    total.addcmul_(gradient, gradient * w[n])
+    return sums
+
+
+def _outputs(model: nn.Module, x: Tensor, task: int | None) -> Tensor:
+    return model(x) if task is None else model(x, task)
+
+
+def _add(totals: Sums, sums: Sums) -> None:
+    for name, value in sums.items():
+        if name in totals:
+            totals[name] += value
+        else:
+            totals[name] = value
+
+
+@contextmanager
+def _failing_module(model: nn.Module) -> Iterator[Callable[[], str]]:
+    """Know which module was being called when something failed, by its name and type."""
+    names = {module: name or type(model).__name__ for name, module in model.named_modules()}
+    stack: list[nn.Module] = []
+    enter = register_module_forward_pre_hook(lambda module, args: stack.append(module))
+    leave = register_module_forward_hook(lambda module, args, output: stack.pop() and None)
+
+    def describe() -> str:
+        inside = [m for m in stack if m in names]
+        return f"{names[inside[-1]]} ({type(inside[-1]).__name__})" if inside else type(model).__name__
+
+    try:
+        yield describe
+    finally:
+        enter.remove()
+        leave.remove()
