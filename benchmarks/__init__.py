@@ -1,0 +1,1 @@
+"""The papers' experiments as scripts: `python -m benchmarks list | demo | run | report | perf`."""
