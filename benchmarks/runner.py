@@ -48,6 +48,7 @@ class Plan:
         device: "auto", "cpu", "cuda", "cuda:1", ...
         data_root: `--data-root`, or None.
         resume, overwrite: what to do with what is there.
+        commit: the code's version, for the record.
         cluster: "local" (loky) or "ray".
     """
 
@@ -62,6 +63,7 @@ class Plan:
     data_root: str | None = None
     resume: bool = False
     overwrite: bool = False
+    commit: str = "unknown"
     cluster: str = "local"
 
     @property
@@ -188,7 +190,7 @@ def _results(jobs: Sequence[Job]) -> Iterator[Iterator[tuple[int, Run | Failure]
     if plan.cluster == "ray":
         from benchmarks.cluster import ray_backend
 
-        settings: dict[str, Any] = ray_backend(plan.threads_each)
+        settings: dict[str, Any] = ray_backend(plan.jobs, plan.threads_each, plan.device)
     else:
         settings = {"backend": "loky", "inner_max_num_threads": plan.threads_each}
     with parallel_config(**settings):
@@ -213,6 +215,7 @@ def run_job(job: Job) -> Run | Failure:
         resume = plan.resume and job.checkpoint.exists()
         if not resume:
             job.checkpoint.unlink(missing_ok=True)
+            _clock(job).unlink(missing_ok=True)
         device, device_name = _device(plan.device, plan.threads_each)
         _log_settings(job, resume)
         job.checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +249,7 @@ def run_job(job: Job) -> Run | Failure:
             device=device_name,
             threads=plan.threads_each,
             seconds=round(seconds, 3),
-            commit=commit(),
+            commit=plan.commit,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             measurements=measurements,
         )
