@@ -96,7 +96,7 @@ def diagonal_fisher(
     totals = {n: torch.zeros_like(p, dtype=_wide(p.dtype)) for n, p in params.items()}
     count = 0
     with _evaluating(model, device):
-        stream = (_parse(batch) for batch in batches)
+        stream: Iterator[Batch] = (_parse(batch) for batch in batches)
         if max_samples is not None:
             stream = _random_subset(stream, max_samples, generator)
         for batch in stream:

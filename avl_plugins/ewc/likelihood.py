@@ -153,7 +153,11 @@ class FromDistribution:
 
 
 Likelihood = Categorical | Bernoulli | Gaussian | FromDistribution
-_NAMED = {"categorical": Categorical, "bernoulli": Bernoulli, "gaussian": Gaussian}
+_NAMED: dict[str, type[Categorical] | type[Bernoulli] | type[Gaussian]] = {
+    "categorical": Categorical,
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+}
 
 
 def make_likelihood(likelihood: str | Callable[[Tensor], Distribution]) -> Likelihood:

@@ -157,15 +157,16 @@ class _Call:
     """One call of a layer: what went in and what came out."""
 
     def __init__(self, args: tuple, output: object):
-        self.input = args[0].detach() if len(args) == 1 and isinstance(args[0], Tensor) else None
-        self.version = self.input._version if self.input is not None else 0
+        self.lone_tensor = len(args) == 1 and isinstance(args[0], Tensor)
+        self.input: Tensor = args[0].detach() if self.lone_tensor else torch.empty(0)
+        self.version = self.input._version
         self.output: Tensor = output  # type: ignore[assignment]
 
     def fits(self, rows: int) -> bool:
         """Whether rows are samples, and the input is still what it was (no in-place change since)."""
         x, y = self.input, self.output
         return (
-            x is not None
+            self.lone_tensor
             and isinstance(y, Tensor)
             and y.requires_grad
             and x.ndim > 0
@@ -196,6 +197,7 @@ def _capture(layers: dict[str, tuple[nn.Module, Rule]]) -> Iterator[dict[str, li
             handle.remove()
 
 
+@torch.no_grad()
 def _by_rules(
     plan: _Plan,
     params: dict[str, nn.Parameter],
@@ -217,6 +219,7 @@ def _by_rules(
     return sums
 
 
+@torch.no_grad()  # the parameters that stay in the model need no graph
 def _by_vmap(
     model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None, directions: Directions
 ) -> Sums:
@@ -269,7 +272,11 @@ def _failing_module(model: nn.Module) -> Iterator[Callable[[], str]]:
     names = {module: name or type(model).__name__ for name, module in model.named_modules()}
     stack: list[nn.Module] = []
     enter = register_module_forward_pre_hook(lambda module, args: stack.append(module))
-    leave = register_module_forward_hook(lambda module, args, output: stack.pop() and None)
+
+    def pop(module: nn.Module, args: tuple, output: object) -> None:
+        stack.pop()
+
+    leave = register_module_forward_hook(pop)
 
     def describe() -> str:
         inside = [m for m in stack if m in names]
