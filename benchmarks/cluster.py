@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from benchmarks.runner import ROOT
+from benchmarks.jobs import ROOT
 
 EXCLUDED = [".git", ".venv", "runs", "benchmarks/results", "tests", "**/__pycache__"]
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as Remaining
 
 from benchmarks.experiment import Run
-from benchmarks.runner import Failure, Job
+from benchmarks.jobs import Failure, Job
 
 QUIET_SECONDS = 60.0
 
@@ -29,7 +29,7 @@ class Display:
         self.console = console
         self.running = list(jobs)
         self.failed: list[Failure] = []
-        self._bars: dict[Job, TaskID] = {}
+        self._bars: dict[str, TaskID] = {}
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._next_line = time.monotonic() + QUIET_SECONDS
@@ -61,7 +61,7 @@ class Display:
         """Note the end of a job and say so."""
         with self._lock:
             self.running = [other for other in self.running if other.name != job.name]
-            bar = self._bars.pop(job, None)
+            bar = self._bars.pop(job.name, None)
             if bar is not None:
                 self._progress.remove_task(bar)
             self._progress.advance(self._all)
@@ -75,15 +75,15 @@ class Display:
     def _watch(self) -> None:
         while not self._stop.wait(0.3):
             with self._lock:
-                states = {job: state for job in self.running if (state := _read(job)) is not None}
-                for job, (done, total, text) in states.items():
-                    if job not in self._bars:
-                        self._bars[job] = self._progress.add_task(job.name)
+                states = [(job, state) for job in self.running if (state := _read(job)) is not None]
+                for job, (done, total, text) in states:
+                    if job.name not in self._bars:
+                        self._bars[job.name] = self._progress.add_task(job.name)
                     label = escape(f"{job.name} {text}".strip())
-                    self._progress.update(self._bars[job], completed=done, total=total, description=label)
+                    self._progress.update(self._bars[job.name], completed=done, total=total, description=label)
             if not self.console.is_terminal and time.monotonic() > self._next_line:
                 self._next_line = time.monotonic() + QUIET_SECONDS
-                for job, (done, total, text) in states.items():
+                for job, (done, total, text) in states:
                     self.console.print(
                         escape(f"{job.name}: {100 * done / max(total, 1):.0f} % {text}".strip()), highlight=False
                     )

@@ -7,9 +7,9 @@ of all patterns so far, t times the identity (EWC). In closed form
 
     w <- w + x (y - w.x) / (n + beta),   beta = 1 (gradient descent) or beta = t (EWC).
 
-After t patterns the signal is the mean of y_1 (w.x_1), the noise the standard deviation of the answer to a pattern never
-learnt (the root mean square of |w|), and a pattern is retained while signal / noise > 1. Expected: signal exp(-t/n)
-or n / (n + t); noise (t/n)^1/2 while t << n; so EWC's ratio has slope -1/2 on log-log axes everywhere and gradient
+After t patterns the signal is the mean of y_1 (w.x_1), the noise the standard deviation of the answer to a pattern
+never learnt (the root mean square of |w|), and a pattern is retained while signal / noise > 1. Expected: signal
+exp(-t/n) or n / (n + t); noise (t/n)^1/2 while t << n; so EWC's ratio has slope -1/2 on log-log axes everywhere and gradient
 descent's leaves that line around t = n. Beyond capacity EWC loses all patterns at once, plain descent keeps the
 newest.
 
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.experiment import Context, Experiment, Row, Run, write_atomically
+from benchmarks.papers import paper
 from benchmarks.table import mean_row
 
 if TYPE_CHECKING:
@@ -163,13 +164,14 @@ def log_curves(context: Context, times: np.ndarray, snr: np.ndarray, retained: n
 
 def rows(runs: Sequence[Run]) -> list[Row]:
     """EWC's slope, plain descent's rate, and what is left beyond capacity."""
+    numbers = paper("ewc")["patterns"]
     return [
         mean_row(
             runs,
             "ewc",
             "log-log slope of SNR",
             value=lambda run: run.measurements["slope"],
-            paper=-0.5,
+            paper=numbers["ewc_slope"],
             target=("within", -0.5, 0.05),
             note="fit over 1 <= t <= 10 n; paper: prose",
         ),
@@ -178,7 +180,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             "sgd",
             "rate of exp(-rate t/n)",
             value=lambda run: run.measurements["rate"],
-            paper=1.0,
+            paper=numbers["sgd_rate"],
             target=("within", 1.0, 0.1),
             note="fit of the signal over t <= 4 n; paper: prose",
         ),
