@@ -20,10 +20,10 @@ def fisher_reference(
     """mean_n E_y [(d log p(y | x_n) / d theta)^2], by parameter name, from a loop over single samples.
 
     The model is copied, made float64 and put in eval mode. `labels`:
-    "exact"     expectation under the model (categorical, Bernoulli: every outcome enumerated; Gaussian: closed form),
+    "exact"     expectation under the model (categorical, Bernoulli: outcomes enumerated; Gaussian: closed form),
     "sampled"   (categorical) class = the first whose cumulative probability exceeds `uniforms[n]`,
     "empirical" the given `y`.
-    `task` is passed as `model(x, task)`; a callable `likelihood(output, y)` returns log p of one sample (empirical only).
+    `task` is passed as `model(x, task)`; a callable `likelihood(output, y)` is log p of one sample (empirical only).
     """
     model = copy.deepcopy(model).double().eval()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -75,7 +75,7 @@ def _log_p(output: Tensor, y: Tensor, likelihood: str | Callable[[Tensor, Tensor
 
 
 class QuadraticReference:
-    """sum_t lambda_t/2 F_t (theta - theta_t)^2 with every F_t and theta_t kept, and every term written out."""
+    """sum_t lambda_t/2 F_t (theta - theta_t)^2 with every F_t and theta_t kept and every term written."""
 
     def __init__(self) -> None:
         self.terms: list[tuple[float, dict[str, Tensor], dict[str, Tensor]]] = []
@@ -100,7 +100,7 @@ def train_reference(
     batches: Iterable[tuple[Tensor, Tensor]],
     penalty: QuadraticReference,
 ) -> list[float]:
-    """One pass of plain PyTorch training on cross entropy plus the explicit penalty; the loss of each step."""
+    """One pass of plain training on cross entropy plus the explicit penalty; returns each step's loss."""
     losses = []
     for x, y in batches:
         optimizer.zero_grad()

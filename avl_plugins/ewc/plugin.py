@@ -1,0 +1,302 @@
+"""Elastic Weight Consolidation as an Avalanche plugin."""
+
+from collections.abc import Callable, Iterable, Mapping
+from time import perf_counter
+from typing import Any, Literal, Self
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+
+from avl_plugins.ewc.checks import (
+    check_choice,
+    check_number,
+    refuse_avalanche_arguments,
+    warn_if_class_incremental,
+    warn_if_unstable,
+)
+from avl_plugins.ewc.fisher import Labels, diagonal_fisher
+from avl_plugins.ewc.importance import check_not_zero, finished_task, normalised, uniform_importances
+from avl_plugins.ewc.penalty import QuadraticPenalty
+from avl_plugins.ewc.proximal import preconditioner, proximal_step_
+from avl_plugins.ewc.selection import Selection, leaves, select
+from avl_plugins.tensors import batches_in_memory
+
+
+class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
+    r"""Elastic Weight Consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796, eq. 3).
+
+    While task T is trained, the loss is that of its data plus
+
+        sum_{t < T} sum_i ewc_lambda/2 F_{t,i} (theta_i - theta*_{t,i})^2,
+
+    theta*_t being the parameters at the end of task t and F_t the diagonal of the Fisher information there. The sum is
+    held as one quadratic (`QuadraticPenalty`): memory and time do not grow with the number of tasks. A task ends with
+    each experience; in online streams with known boundaries, with the last sub-experience, and the Fisher then comes
+    from the whole of the original experience.
+
+    `strategy.loss` holds loss plus penalty, so metrics show the objective. The penalty is one term of the loss's graph
+    over the parameters that take part in the current experience: heads of other tasks get no gradient, so optimizers
+    with momentum leave them alone. Buffers (BatchNorm's running statistics) are not protected. EWC is for task- and
+    domain-incremental training; it fails in class-incremental training, of which it warns.
+
+    Args:
+        ewc_lambda: lambda of the paper, >= 0. The attribute may be set between experiences: it multiplies each task's
+            Fisher when that task ends. A value goes with one estimator (`labels`), and is not Avalanche's.
+        labels: "exact" (expectation over the model's own labels), "sampled", "empirical", or "batch" (squared gradient
+            of the batch mean, Avalanche's importances, for comparison); see `diagonal_fisher`. Not given by the paper.
+        importance: "fisher", or "uniform": F = 1 for every parameter that got a gradient, the paper's L2 arm.
+        mode: "separate" is the paper, one anchor a task. "online" is Schwarz et al. 2018, eq. 8 and 9: the penalty
+            lambda/2 gamma F* (theta - theta*)^2 with F* <- gamma F* + F and theta* the latest optimum; with gamma = 1
+            it is Huszar's recursive Laplace approximation (arXiv:1712.03847).
+        gamma: forgetting factor of mode "online", in (0, 1].
+        normalise: divide each task's F by its mean over the protected parameters, so that tasks weigh the same
+            (Schwarz et al. normalise but do not say how).
+        max_samples: use a uniformly random subset of this many samples for the Fisher.
+        fisher_data: strategy -> batches (x, y) or (x, y, t) for the Fisher, e.g. from a replay buffer. Default: the
+            experience's data set under its *eval* transforms, in order.
+        fisher_batch_size: samples a batch in that default. None: 256, or `train_mb_size` for labels "batch"; only
+            "batch" depends on it.
+        likelihood: "categorical", "bernoulli", "gaussian" or a callable; see `diagonal_fisher`.
+        step: "gradient" adds the penalty's gradient. "proximal" pulls the parameters to the penalty's centre after the
+            optimizer's step (`proximal_step_`): stable for any lambda; the loss still shows the penalty.
+        include: parameters to protect: glob patterns over names, or (name, parameter) -> bool. None: all trainable.
+        exclude: parameters to leave out, likewise.
+        seed: seeds the subset and the sampled labels. None: `torch.initial_seed()`. The global state is not used.
+
+    Attributes:
+        penalty: the `QuadraticPenalty`, lambda (and gamma) included.
+        importances: F of the latest task by parameter name, after `normalise`, without lambda.
+        fisher_seconds: wall time of the latest Fisher computation.
+        last_penalty: the penalty's value at the latest training step, lambda included; 0-d.
+
+    Raises:
+        TypeError: positional arguments, or Avalanche's `decay_factor` and `keep_importance_data`.
+        ValueError: an argument is out of range. While training, leaving everything as it was before the hook: a loss
+            or a Fisher that is NaN or infinite, an all-zero Fisher, an empty experience, a model without trainable
+            parameters, one that lacks protected parameters or has smaller ones, an optimizer that "proximal" does not
+            know.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse Avalanche's arguments with an explanation, which Python's own TypeError would not give."""
+        refuse_avalanche_arguments(args, kwargs)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        *,
+        ewc_lambda: float,
+        labels: Labels = "exact",
+        importance: Literal["fisher", "uniform"] = "fisher",
+        mode: Literal["separate", "online"] = "separate",
+        gamma: float = 1.0,
+        normalise: bool = False,
+        max_samples: int | None = None,
+        fisher_data: Callable[[Any], Iterable[Any]] | None = None,
+        fisher_batch_size: int | None = None,
+        likelihood: Any = "categorical",
+        step: Literal["gradient", "proximal"] = "gradient",
+        include: Selection | None = None,
+        exclude: Selection | None = None,
+        seed: int | None = None,
+    ):
+        super().__init__()
+        check_number("ewc_lambda", ewc_lambda, low=0)
+        check_choice("labels", labels, ("exact", "sampled", "empirical", "batch"))
+        check_choice("importance", importance, ("fisher", "uniform"))
+        check_choice("mode", mode, ("separate", "online"), " (Huszar's version: mode='online', gamma=1.0)")
+        check_choice("step", step, ("gradient", "proximal"))
+        check_number("gamma", gamma, low=0, high=1, open_low=True)
+        if gamma != 1 and mode != "online":
+            raise ValueError(f"gamma={gamma} has no effect with mode={mode!r}: use mode='online'")
+        if not callable(likelihood):
+            check_choice("likelihood", likelihood, ("categorical", "bernoulli", "gaussian"))
+        for argument, size in (("max_samples", max_samples), ("fisher_batch_size", fisher_batch_size)):
+            if size is not None:
+                check_number(argument, size, low=1, integer=True)
+        self.ewc_lambda = ewc_lambda
+        self.labels = labels
+        self.importance = importance
+        self.mode = mode
+        self.gamma = gamma
+        self.normalise = normalise
+        self.max_samples = max_samples
+        self.fisher_data = fisher_data
+        self.fisher_batch_size = fisher_batch_size
+        self.likelihood = likelihood
+        self.step = step
+        self.include = include
+        self.exclude = exclude
+        self.seed = seed
+
+        self.penalty = QuadraticPenalty()
+        self.importances: dict[str, Tensor] = {}
+        self.fisher_seconds = 0.0
+        self.last_penalty = torch.zeros(())
+        self._generator: torch.Generator | None = None
+        self._classes: dict[int, set[int]] = {}  # task label -> classes trained under it
+        self._warned: set[str] = set()
+        self._active: set[str] | None = None  # parameters this experience's loss depends on; None: not known yet
+        self._idle_value: Tensor | None = None  # the penalty's part that does not move with them
+
+    # ------------------------------------------------------------------ before training
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse an empty experience before a data loader is made of it."""
+        dataset = getattr(strategy.experience, "dataset", None)
+        if dataset is not None and len(dataset) == 0:
+            raise ValueError(f"{_name(strategy)} is empty: EWC cannot measure what it would have to protect")
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Check that penalty, model and optimizer fit together; warn of settings that are known to fail."""
+        parameters = dict(strategy.model.named_parameters())
+        select(parameters, self.include, self.exclude)
+        self.penalty.check(parameters)
+        if self.step == "proximal":
+            preconditioner(strategy.optimizer)
+        elif "unstable" not in self._warned and warn_if_unstable(self.penalty, strategy.optimizer, parameters):
+            self._warned.add("unstable")
+        if "classes" not in self._warned and warn_if_class_incremental(self._classes, strategy.experience):
+            self._warned.add("classes")
+
+    # ------------------------------------------------------------------ each step
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the penalty to `strategy.loss`; with step="proximal" its value only, no gradient."""
+        parameters = dict(strategy.model.named_parameters())
+        if self._active is None:
+            used = leaves(strategy.loss)
+            self._active = {name for name, p in parameters.items() if id(p) in used}
+            self._idle_value = None
+        value = self._value(parameters, self._active)
+        loss = strategy.loss + (value if self.step == "gradient" else value.detach())
+        if not torch.isfinite(loss).all():
+            raise ValueError(
+                f"the loss is not finite in {_name(strategy)}, step {strategy.clock.train_exp_iterations}: "
+                f"{strategy.loss.sum().item():g} plus EWC's penalty {value.item():g}. Lower the learning rate; if the "
+                "penalty has diverged, step='proximal' is stable for any ewc_lambda"
+            )
+        strategy.loss = loss
+        self.last_penalty = value.detach()
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Take in parameters whose gradient the first step's graph did not show: another head, a hidden graph."""
+        parameters = dict(strategy.model.named_parameters())
+        active = self._active or set()
+        late = {name for name, p in parameters.items() if p.grad is not None and name not in active}
+        if late:
+            if self.step == "gradient":
+                self.penalty.add_gradient_(parameters, names=late)
+            self._active = active | late
+            self._idle_value = None
+
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """With step="proximal": pull the parameters to the centre after the optimizer's step."""
+        if self.step == "proximal" and self.penalty.precision:
+            proximal_step_(self.penalty, strategy.optimizer, dict(strategy.model.named_parameters()))
+
+    def _value(self, parameters: Mapping[str, Tensor], active: set[str]) -> Tensor:
+        """The whole penalty, differentiable in the active parameters; the idle ones' part is computed once."""
+        if self._idle_value is None:
+            idle = [name for name in self.penalty.precision if name not in active]
+            self._idle_value = self.penalty.distance(parameters, idle).detach() + self.penalty.constant
+        return self.penalty.distance(parameters, active) + self._idle_value
+
+    # ------------------------------------------------------------------ after training
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Measure the task's importances and add its penalty."""
+        task = finished_task(strategy.experience)
+        if task is None:
+            return
+        parameters = dict(strategy.model.named_parameters())
+        protected = select(parameters, self.include, self.exclude)
+        generator = self._copied_generator()
+        started = perf_counter()
+        if self.importance == "uniform":  # a head that no sample went through belongs to another task
+            active = protected.keys() if self._active is None else self._active
+            importances = uniform_importances({n: p for n, p in protected.items() if n in active})
+        else:
+            fisher = diagonal_fisher(
+                strategy.model,
+                self._batches(strategy, task),
+                labels=self.labels,
+                likelihood=self.likelihood,
+                max_samples=self.max_samples,
+                generator=generator,
+            )
+            importances = {name: fisher[name] for name in protected}
+        check_not_zero(importances, _name(strategy))
+        if self.normalise:
+            importances = normalised(importances)
+        seconds = perf_counter() - started
+        if self.mode == "separate":
+            self.penalty.merge(importances, parameters, scale=self.ewc_lambda)
+        else:
+            self.penalty.recentre(importances, parameters, scale=self.ewc_lambda, decay=self.gamma)
+        self.importances, self.fisher_seconds, self._generator = importances, seconds, generator
+        self._active = self._idle_value = None
+
+    def _copied_generator(self) -> torch.Generator:
+        """Copy our generator, so that an error while it is used changes nothing."""
+        generator = torch.Generator()
+        if self._generator is None:
+            return generator.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
+        return generator.set_state(self._generator.get_state())
+
+    def _batches(self, strategy: Any, task: Any) -> Iterable[Any]:
+        if self.fisher_data is not None:
+            return self.fisher_data(strategy)
+        size = self.fisher_batch_size or (strategy.train_mb_size if self.labels == "batch" else 256)
+        return batches_in_memory(task.dataset, size)  # in the eval transform group: no augmentation
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors: the penalty and all that a resumed run needs to go on as if not interrupted."""
+        return {
+            "mode": self.mode,
+            "gamma": float(self.gamma),
+            "penalty": self.penalty.state_dict(),
+            "importances": dict(self.importances),
+            "fisher_seconds": self.fisher_seconds,
+            "last_penalty": self.last_penalty,
+            "generator": None if self._generator is None else self._generator.get_state(),
+            "classes": {task: sorted(classes) for task, classes in self._classes.items()},
+            "warned": sorted(self._warned),
+            "active": None if self._active is None else sorted(self._active),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the state of `state_dict()`. Names and shapes are checked against the model before the next training.
+
+        Raises:
+            ValueError: entries are missing or unknown, the state is another mode's or gamma's, or the penalty in it is
+                not valid (`QuadraticPenalty.load_state_dict`). The plugin is then as before.
+        """
+        if state.keys() != self.state_dict().keys():
+            odd = sorted(state.keys() ^ self.state_dict().keys())
+            raise ValueError(f"this is not the state of an EWCPlugin: entries missing or unknown: {odd}")
+        if (state["mode"], state["gamma"]) != (self.mode, self.gamma):
+            raise ValueError(
+                f"the state was saved with mode={state['mode']!r}, gamma={state['gamma']}, this plugin has "
+                f"mode={self.mode!r}, gamma={self.gamma}: build it with the same"
+            )
+        generator = None
+        if state["generator"] is not None:
+            generator = torch.Generator()
+            generator.set_state(state["generator"].cpu())
+        self.penalty.load_state_dict(state["penalty"])
+        self.importances = {name: f.clone() for name, f in state["importances"].items()}
+        self.fisher_seconds = state["fisher_seconds"]
+        self.last_penalty = state["last_penalty"].clone()
+        self._generator = generator
+        self._classes = {task: set(classes) for task, classes in state["classes"].items()}
+        self._warned = set(state["warned"])
+        self._active = None if state["active"] is None else set(state["active"])
+        self._idle_value = None
+
+
+def _name(strategy: Any) -> str:
+    return f"experience {strategy.experience.current_experience}"

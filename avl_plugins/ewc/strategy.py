@@ -1,0 +1,57 @@
+"""EWC as a ready-made strategy: Avalanche's supervised template plus the plugin."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from avalanche.core import BasePlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+from torch.optim import Optimizer
+
+from avl_plugins.ewc.plugin import EWCPlugin
+
+_PLUGIN_ARGUMENTS = inspect.signature(EWCPlugin.__init__).parameters.keys() - {"self"}
+
+
+def _with_plugin_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Show the plugin's keywords in the signature, by which Avalanche tells them from misspelt ones."""
+    own = inspect.signature(init)
+    plugin = inspect.signature(EWCPlugin.__init__)
+    *named, rest = own.parameters.values()
+    more = [p for name, p in plugin.parameters.items() if name not in own.parameters]
+    init.__signature__ = own.replace(parameters=[*named, *more, rest])  # type: ignore[attr-defined]
+    return init
+
+
+class EWC(SupervisedTemplate):
+    """Elastic Weight Consolidation: `SupervisedTemplate` with an `EWCPlugin` after the given plugins.
+
+    Args:
+        model: the network.
+        optimizer: its optimizer.
+        ewc_lambda: lambda of the paper, see `EWCPlugin`.
+        plugins: further plugins; the list is not changed.
+        **kwargs: the other arguments of `EWCPlugin` (labels, mode, step, ...) and of `SupervisedTemplate` (criterion,
+            train_mb_size, train_epochs, eval_mb_size, device, evaluator, eval_every, ...).
+
+    Attributes:
+        ewc: the plugin.
+
+    Raises:
+        TypeError: an unknown argument, or one of Avalanche's own EWC that means something else here.
+    """
+
+    @_with_plugin_arguments
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        ewc_lambda: float,
+        plugins: Sequence[BasePlugin] | None = None,
+        **kwargs: Any,
+    ):
+        options = {name: kwargs.pop(name) for name in _PLUGIN_ARGUMENTS & kwargs.keys()}
+        self.ewc = EWCPlugin(ewc_lambda=ewc_lambda, **options)
+        super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or []), self.ewc], **kwargs)
