@@ -356,9 +356,9 @@ def test_a_users_rule_is_used_where_right_and_refused_where_wrong():
     calls = []
 
     @register_fisher_rule(Mine)
-    def rule(layer, x, g, w):
+    def rule(layer, x, g):
         calls.append(len(x))
-        return linear(layer, x, g, w) if layer.out_features == 4 else {"weight": layer.weight * 0, "bias": layer.bias}
+        return linear(layer, x, g) if layer.out_features == 4 else {"weight": layer.weight * 0, "bias": layer.bias}
 
     torch.manual_seed(0)
     x, y = torch.randn(5, 3, dtype=torch.float64), torch.zeros(5).long()

@@ -86,13 +86,13 @@ def diagonal_fisher(
     def uniform(shape: torch.Size) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64)
 
-    def directions(z: Tensor, y: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    def scores(z: Tensor, y: Tensor | None) -> list[Tensor]:
         if labels == "exact":
             return list(chosen.exact(z))
         y = chosen.sample(z, uniform) if labels == "sampled" else y
-        return [(torch.ones(len(z), dtype=z.dtype, device=z.device), chosen.score(z, y))]  # type: ignore[arg-type]
+        return [chosen.score(z, y)]  # type: ignore[arg-type]
 
-    squared_gradients = SquaredGradients(model, directions)
+    squared_gradients = SquaredGradients(model, scores)
     totals = {n: torch.zeros_like(p, dtype=_wide(p.dtype)) for n, p in params.items()}
     count = 0
     with _evaluating(model, device):

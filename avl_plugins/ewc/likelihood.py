@@ -2,7 +2,7 @@
 
 The diagonal Fisher is the mean over inputs of E_y[(d log p(y | x) / d theta)^2]. By the chain rule each term is
 (J^T g)^2 with J the Jacobian of the outputs and g = d log p(y | z) / d z the *score* of label y at output z. So a
-likelihood only has to name scores and how much each weighs; how J^T g is computed is another file's business.
+likelihood only has to name scores, each times the root of its weight; how J^T g is computed is another file's business.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ IGNORE_INDEX = -100
 Uniform = Callable[[torch.Size], Tensor]
 """Draws independent uniforms in [0, 1) of the shape asked for, the first dimension being the samples'."""
 
-Directions = Iterator[tuple[Tensor, Tensor]]
-"""Pairs (weight, score): weight of shape (N,), score shaped as the outputs, with sum_c weight_c (J^T score_c)^2."""
+Scores = Iterator[Tensor]
+"""Tensors g_c shaped as the outputs with E_y[(d log p(y | x) / d theta)^2] = sum_c (J^T g_c)^2."""
 
 
 class Categorical:
@@ -57,8 +57,8 @@ class Categorical:
         drawn = torch.searchsorted(cdf.contiguous(), u.unsqueeze(-1).contiguous(), right=True).squeeze(-1)
         return drawn.clamp_max(z.shape[1] - 1)
 
-    def exact(self, z: Tensor) -> Directions:
-        """Every class with its probability. Classes that no sample can have (masked logits) are left out."""
+    def exact(self, z: Tensor) -> Scores:
+        """Every class, by the root of its probability. Classes that no sample can have (masked logits) are left out."""
         self.check(z)
         if z.ndim > 2:
             raise ValueError(
@@ -68,9 +68,8 @@ class Categorical:
         p = z.softmax(1)
         for k in p.amax(0).nonzero().flatten().tolist():
             score = -p
-            score = score.index_fill(1, torch.tensor(k, device=z.device), 0.0)
-            score[:, k] = 1 - p[:, k]
-            yield p[:, k], score
+            score[:, k] += 1
+            yield score.mul_(p[:, k].sqrt().unsqueeze(1))
 
 
 class Bernoulli:
@@ -84,7 +83,7 @@ class Bernoulli:
         """One uniform an output."""
         return (uniform(z.shape).to(z.device) < z.double().sigmoid()).to(z)
 
-    def exact(self, z: Tensor) -> Directions:
+    def exact(self, z: Tensor) -> Scores:
         """The labels are independent, so E_y[(J^T g)^2] = sum_k p_k (1 - p_k) J_k^2: one pass an output."""
         std = (z.sigmoid() * (-z).sigmoid()).sqrt()
         return _one_output_at_a_time(std)
@@ -102,7 +101,7 @@ class Gaussian:
         u = uniform(z.shape).clamp_min(2**-54)
         return z + torch.special.ndtri(u).to(z)
 
-    def exact(self, z: Tensor) -> Directions:
+    def exact(self, z: Tensor) -> Scores:
         """E_y[(J^T (y - z))^2] = sum_k J_k^2: one pass an output."""
         return _one_output_at_a_time(torch.ones_like(z))
 
@@ -140,8 +139,8 @@ class FromDistribution:
             torch.manual_seed(seed)
             return self._distribution(z).sample()
 
-    def exact(self, z: Tensor) -> Directions:
-        """Every value of the support with its probability."""
+    def exact(self, z: Tensor) -> Scores:
+        """Every value of the support, by the root of its probability."""
         distribution = self._distribution(z)
         if not distribution.has_enumerate_support or distribution.batch_shape != z.shape[:1]:
             raise ValueError(
@@ -149,7 +148,8 @@ class FromDistribution:
                 f"{tuple(distribution.batch_shape)}; use labels='sampled'"
             )
         for y in distribution.enumerate_support():
-            yield distribution.log_prob(y).exp(), self.score(z, y)
+            root = (distribution.log_prob(y) / 2).exp()
+            yield self.score(z, y) * root.reshape(-1, *[1] * (z.ndim - 1))
 
 
 Likelihood = Categorical | Bernoulli | Gaussian | FromDistribution
@@ -178,10 +178,9 @@ def _as(y: Tensor, z: Tensor) -> Tensor:
     return y.reshape(z.shape).to(z)
 
 
-def _one_output_at_a_time(scale: Tensor) -> Directions:
+def _one_output_at_a_time(scale: Tensor) -> Scores:
     flat = scale.flatten(1) if scale.ndim > 1 else scale.unsqueeze(1)
-    one = flat.new_ones(len(flat))
     for k in range(flat.shape[1]):
         score = torch.zeros_like(flat)
         score[:, k] = flat[:, k]
-        yield one, score.reshape(scale.shape)
+        yield score.reshape(scale.shape)

@@ -1,7 +1,7 @@
 """Sums of squared per-sample gradients of a whole model: by layer rules, by `torch.func.vmap`, or sample by sample.
 
-All three compute, for every parameter, sum_{c, n} w[c, n] (J_n^T g[c, n])^2 with J_n the Jacobian of the outputs for
-sample n, g the scores and w their weights (likelihood.py). `SquaredGradients` picks the cheapest one that is right:
+All three compute, for every parameter, sum_{c, n} (J_n^T g[c, n])^2 with J_n the Jacobian of the outputs for sample n
+and g the scores (likelihood.py). `SquaredGradients` picks the cheapest one that is right:
 
 1. rules (rules.py) for the layers that have one and are called once a forward pass on inputs of N rows, checked
    against the definition on the first two samples seen;
@@ -24,8 +24,6 @@ from avl_plugins.ewc.rules import MAX_ELEMENTS, Rule, find_rule
 
 log = logging.getLogger(__name__)
 
-Directions = list[tuple[Tensor, Tensor]]
-"""(weight, score) pairs: (N,) and the shape of the outputs (N, ...)."""
 Sums = dict[str, Tensor]
 
 
@@ -35,12 +33,12 @@ class SquaredGradients:
     Args:
         model: in eval mode, with `forward(x)`, or, for a model with `forward_single_task` (Avalanche's
             `MultiTaskModule`), `forward(x, task_label)` with an int.
-        directions: from outputs (detached) and the sample's labels to (weight, score) pairs.
+        scores: from outputs (detached) and labels to a list of scores shaped as the outputs.
     """
 
-    def __init__(self, model: nn.Module, directions: Callable[[Tensor, Tensor | None], Directions]):
+    def __init__(self, model: nn.Module, scores: Callable[[Tensor, Tensor | None], list[Tensor]]):
         self.model = model
-        self.directions = directions
+        self.scores = scores
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.plans: dict[int | None, _Plan] = {}
 
@@ -49,7 +47,7 @@ class SquaredGradients:
 
         Args:
             x: inputs, (N, ...).
-            y: labels, (N, ...), or None where the directions do not need them.
+            y: labels, (N, ...), or None where the scores do not need them.
             task: the task label of the whole batch, for a multi-task model.
         """
         if task not in self.plans:
@@ -67,18 +65,18 @@ class SquaredGradients:
         if plan.rules:
             with _capture(plan.rules) as calls:
                 z = _outputs(self.model, x, task)
-            directions = self.directions(z.detach(), y)
-            if directions:
-                _add(totals, _by_rules(plan, self.params, calls, z, directions))
+            scores = self.scores(z.detach(), y)
+            if scores:
+                _add(totals, _by_rules(plan, self.params, calls, z, scores))
         else:
             with torch.no_grad():
                 z = _outputs(self.model, x, task)
-            directions = self.directions(z, y)
-        if plan.rest and directions:
+            scores = self.scores(z, y)
+        if plan.rest and scores:
             per_sample = _by_loop if plan.loop else _by_vmap
             rest = {n: self.params[n] for n in plan.rest}
-            _add(totals, per_sample(self.model, rest, x, task, directions))
-        plan.scores = max(plan.scores, len(directions))
+            _add(totals, per_sample(self.model, rest, x, task, scores))
+        plan.scores = max(plan.scores, len(scores))
 
 
 class _Plan:
@@ -119,12 +117,11 @@ def _make_plan(model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, tas
     plan.rules = {n: layers[n] for n in once}
     if once:
         generator = torch.Generator().manual_seed(0)
-        score = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
-        directions = [(score.new_ones(len(x)), score)]
-        found = _by_rules(plan, params, {n: calls[n] for n in once}, z, directions)
+        scores = [torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)]
+        found = _by_rules(plan, params, {n: calls[n] for n in once}, z, scores)
         names = {n: own(n, layers[n][0]) for n in once}
         flat = {p: params[p] for ps in names.values() for p in ps}
-        truth = _by_loop(model, flat, x, task, directions)
+        truth = _by_loop(model, flat, x, task, scores)
         for n, ps in names.items():
             if not all(p in found and _close(found[p], truth[p]) for p in ps):
                 del plan.rules[n]
@@ -133,10 +130,9 @@ def _make_plan(model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, tas
     plan.rest = [n for n in used if n not in ruled]
     if plan.rest:
         rest = {n: params[n] for n in plan.rest}
-        ones: Directions = [(z.new_ones(len(x)), torch.ones_like(z).detach())]
         with _failing_module(model) as failing:
             try:
-                _by_vmap(model, rest, x, task, ones)
+                _by_vmap(model, rest, x, task, [torch.ones_like(z).detach()])
             except Exception as error:
                 plan.loop = True
                 log.info(
@@ -203,16 +199,15 @@ def _by_rules(
     params: dict[str, nn.Parameter],
     calls: dict[str, list[_Call]],
     z: Tensor,
-    directions: Directions,
+    scores: list[Tensor],
 ) -> Sums:
     names = [n for n in plan.rules if n in calls]
     outputs = [calls[n][0].output for n in names]
-    weights = torch.stack([w for w, _ in directions])
-    by_layer = zip(*(torch.autograd.grad(z, outputs, g, retain_graph=True) for _, g in directions), strict=True)
+    by_layer = zip(*(torch.autograd.grad(z, outputs, g, retain_graph=True) for g in scores), strict=True)
     sums: Sums = {}
     for name, grads in zip(names, by_layer, strict=True):
         layer, rule = plan.rules[name]
-        for p, total in rule(layer, calls[name][0].input, torch.stack(grads), weights).items():
+        for p, total in rule(layer, calls[name][0].input, torch.stack(grads)).items():
             full = f"{name}.{p}" if name else p
             if full in params:
                 sums[full] = total
@@ -221,7 +216,7 @@ def _by_rules(
 
 @torch.no_grad()  # the parameters that stay in the model need no graph
 def _by_vmap(
-    model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None, directions: Directions
+    model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None, scores: list[Tensor]
 ) -> Sums:
     values = {n: p.detach() for n, p in params.items()}
     sums = {n: torch.zeros_like(v) for n, v in values.items()}
@@ -232,25 +227,25 @@ def _by_vmap(
 
     per_sample = vmap(grad(along), in_dims=(None, 0, 0))
     part = max(1, MAX_ELEMENTS // sum(v.numel() for v in values.values()))
-    for w, g in directions:
+    for g in scores:
         for n in range(0, len(x), part):
             for name, grads in per_sample(values, x[n : n + part], g[n : n + part]).items():
-                sums[name] += torch.tensordot(w[n : n + part], grads.square_(), dims=1)
+                sums[name] += grads.square_().sum(0)
     return sums
 
 
 def _by_loop(
-    model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None, directions: Directions
+    model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None, scores: list[Tensor]
 ) -> Sums:
     """The definition itself: a forward pass a sample, a backward pass a sample and score."""
     sums = {n: torch.zeros_like(p) for n, p in params.items()}
     for n in range(len(x)):
         z = _outputs(model, x[n : n + 1], task)
-        for w, g in directions:
+        for g in scores:
             grads = torch.autograd.grad(z, list(params.values()), g[n : n + 1], retain_graph=True, allow_unused=True)
             for total, gradient in zip(sums.values(), grads, strict=True):
                 if gradient is not None:
-                    total.addcmul_(gradient, gradient * w[n])
+                    total.addcmul_(gradient, gradient)
     return sums
 
 

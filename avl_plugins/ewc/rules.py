@@ -1,14 +1,13 @@
 """Sums of squared per-sample gradients, layer by layer, without storing per-sample gradients where that is possible.
 
-A rule is a function `rule(layer, x, g, w) -> {parameter name: tensor}` with
+A rule is a function `rule(layer, x, g) -> {parameter name: tensor}` with
 
     x   the layer's input, (N, ...)
     g   gradients at the layer's output, one for each of C scores, (C, N, ...)
-    w   their weights, (C, N)
 
-that returns, for every parameter p of the layer, sum_{c, n} w[c, n] (sum_positions d<g[c, n], output_n> / dp)^2 in
-the shape of p. For a linear layer on vectors the per-sample gradient is the outer product g x^T, whose square
-factorises: the whole sum is one matrix product of (sum_c w g^2) and x^2.
+that returns, for every parameter p of the layer, sum_{c, n} (d<g[c, n], output_n> / dp)^2 in the shape of p. For a
+linear layer on vectors the per-sample gradient is the outer product g x^T, whose square factorises: the whole sum is
+one matrix product of (sum_c g^2) and x^2.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Rule = Callable[[Any, Tensor, Tensor, Tensor], dict[str, Tensor]]
+Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 
 MAX_ELEMENTS = 2**25
 """Largest temporary a rule makes, in elements (128 MiB in float32)."""
@@ -51,20 +50,20 @@ def find_rule(layer: nn.Module) -> Rule | None:
 
 
 @register_fisher_rule(nn.Linear)
-def linear(layer: nn.Linear, x: Tensor, g: Tensor, w: Tensor) -> dict[str, Tensor]:
+def linear(layer: nn.Linear, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Linear layer on vectors (N, in) or on sequences (N, ..., in)."""
     if x.ndim == 2:
-        squares = torch.einsum("cn,cno->no", w, g.square())
+        squares = g.square().sum(0)
         return {"weight": squares.T @ x.square(), "bias": squares.sum(0)}
     x, g = x.flatten(1, -2), g.flatten(2, -2)
     return {
-        "weight": _sum_of_squared_products(g.transpose(2, 3), x, w),
-        "bias": _weighted_square_sum(g.sum(2), w),
+        "weight": _sum_of_squared_products(g.transpose(2, 3), x),
+        "bias": _square_sum(g.sum(2)),
     }
 
 
 @register_fisher_rule(nn.Conv1d, nn.Conv2d)
-def convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, g: Tensor, w: Tensor) -> dict[str, Tensor]:
+def convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Convolution with any stride, padding, dilation and groups, as a linear map on unfolded patches."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
@@ -76,38 +75,38 @@ def convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, g: Tensor, w: Tensor) -
     groups = layer.groups
     patches = patches.unflatten(1, (groups, -1))  # (N, groups, in * kernel / groups, positions)
     grads = g.flatten(3).unflatten(2, (groups, -1))  # (C, N, groups, out / groups, positions)
-    weight = [_sum_of_squared_products(grads[:, :, k], patches[:, k].transpose(1, 2), w) for k in range(groups)]
+    weight = [_sum_of_squared_products(grads[:, :, k], patches[:, k].transpose(1, 2)) for k in range(groups)]
     return {
         "weight": torch.cat(weight).reshape(layer.weight.shape),
-        "bias": _weighted_square_sum(g.flatten(3).sum(3), w),
+        "bias": _square_sum(g.flatten(3).sum(3)),
     }
 
 
 @register_fisher_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-def batch_norm(layer: nn.modules.batchnorm._BatchNorm, x: Tensor, g: Tensor, w: Tensor) -> dict[str, Tensor]:
+def batch_norm(layer: nn.modules.batchnorm._BatchNorm, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Batch normalisation in eval mode: an affine map of the normalised input, channel by channel."""
     normal = functional.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
-    return _scale_and_shift(normal, g, w, positions=range(2, x.ndim))
+    return _scale_and_shift(normal, g, positions=range(2, x.ndim))
 
 
 @register_fisher_rule(nn.GroupNorm)
-def group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor, w: Tensor) -> dict[str, Tensor]:
+def group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Group normalisation: scale and shift a channel."""
     normal = functional.group_norm(x, layer.num_groups, eps=layer.eps)
-    return _scale_and_shift(normal, g, w, positions=range(2, x.ndim))
+    return _scale_and_shift(normal, g, positions=range(2, x.ndim))
 
 
 @register_fisher_rule(nn.LayerNorm)
-def layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor, w: Tensor) -> dict[str, Tensor]:
+def layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Layer normalisation over the last dimensions; the others but the first are positions."""
     normal = functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-    return _scale_and_shift(normal, g, w, positions=range(1, x.ndim - len(layer.normalized_shape)))
+    return _scale_and_shift(normal, g, positions=range(1, x.ndim - len(layer.normalized_shape)))
 
 
 @register_fisher_rule(nn.Embedding)
-def embedding(layer: nn.Embedding, x: Tensor, g: Tensor, w: Tensor) -> dict[str, Tensor]:
+def embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Embedding of indices (N, ...): a row that a sample uses several times gets the sum, then the square."""
-    scores, samples = w.shape
+    scores, samples = g.shape[:2]
     rows, dim = layer.num_embeddings, layer.embedding_dim
     x = x.reshape(samples, -1)
     grads = g.reshape(scores, -1, dim)
@@ -116,32 +115,31 @@ def embedding(layer: nn.Embedding, x: Tensor, g: Tensor, w: Tensor) -> dict[str,
     total = torch.zeros(rows, dim, dtype=g.dtype, device=g.device)
     for c in range(scores):
         sums = torch.zeros(len(used), dim, dtype=g.dtype, device=g.device).index_add_(0, where, grads[c])
-        total.index_add_(0, used % rows, sums.square_() * w[c, used // rows].unsqueeze(1))
+        total.index_add_(0, used % rows, sums.square_())
     if layer.padding_idx is not None:
         total[layer.padding_idx] = 0
     return {"weight": total}
 
 
-def _scale_and_shift(normal: Tensor, g: Tensor, w: Tensor, positions: range) -> dict[str, Tensor]:
+def _scale_and_shift(normal: Tensor, g: Tensor, positions: range) -> dict[str, Tensor]:
     over = [d + 1 for d in positions]
     scale, shift = g * normal, g
     if over:
         scale, shift = scale.sum(over), shift.sum(over)
-    return {"weight": _weighted_square_sum(scale, w), "bias": _weighted_square_sum(shift, w)}
+    return {"weight": _square_sum(scale), "bias": _square_sum(shift)}
 
 
-def _weighted_square_sum(per_sample: Tensor, w: Tensor) -> Tensor:
-    """(C, N, ...) and (C, N) -> sum over C and N of w * per_sample^2."""
-    return torch.tensordot(w, per_sample.square(), dims=2)
+def _square_sum(per_sample: Tensor) -> Tensor:
+    """(C, N, ...) -> sum of squares over C and N."""
+    return per_sample.square().sum((0, 1))
 
 
-def _sum_of_squared_products(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
-    """Sum_{c, n} w[c, n] (a[c, n] @ b[n])^2 for a (C, N, o, T), b (N, T, i), w (C, N); a bounded part at a time."""
+def _sum_of_squared_products(a: Tensor, b: Tensor) -> Tensor:
+    """Sum_{c, n} (a[c, n] @ b[n])^2 for a (C, N, o, T) and b (N, T, i), a bounded part at a time."""
     o, i = a.shape[2], b.shape[2]
     part = max(1, MAX_ELEMENTS // (o * i))
-    total = torch.zeros(o * i, dtype=a.dtype, device=a.device)
+    total = torch.zeros(o, i, dtype=a.dtype, device=a.device)
     for c in range(len(a)):
         for n in range(0, len(b), part):
-            products = torch.bmm(a[c, n : n + part], b[n : n + part]).flatten(1)
-            total += w[c, n : n + part] @ products.square_()
-    return total.reshape(o, i)
+            total += torch.bmm(a[c, n : n + part], b[n : n + part]).square_().sum(0)
+    return total
