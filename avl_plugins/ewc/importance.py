@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 
-def finished_task(experience: Any) -> Any | None:
+def finished_task(experience: Any, parts: int) -> Any | None:
     """The experience whose end is a task's end: itself, or the whole that an online stream was cut from.
 
-    None inside an online stream with known task boundaries, before the last part.
+    None inside an online stream with known task boundaries, before the last part. `parts` counts the parts so far,
+    this one included: Avalanche does not mark the last one where the parts' size divides the whole's.
     """
     if not getattr(experience, "access_task_boundaries", False):
         return experience
-    return experience.origin_experience if experience.is_last_subexp else None
+    last = experience.is_last_subexp or parts == experience.sub_stream_length
+    return experience.origin_experience if last else None
 
 
 def uniform_importances(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -135,6 +135,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.fisher_seconds = 0.0
         self.last_penalty = torch.zeros(())
         self._generator: torch.Generator | None = None
+        self._parts = 0  # of an online stream's task
         self._classes: dict[int, set[int]] = {}  # task label -> classes trained under it
         self._warned: set[str] = set()
         self._active: set[str] | None = None  # parameters this experience's loss depends on; None: not known yet
@@ -207,8 +208,10 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Measure the task's importances and add its penalty."""
-        task = finished_task(strategy.experience)
+        parts = 1 if getattr(strategy.experience, "is_first_subexp", True) else self._parts + 1
+        task = finished_task(strategy.experience, parts)
         if task is None:
+            self._parts = parts
             return
         parameters = dict(strategy.model.named_parameters())
         protected = select(parameters, self.include, self.exclude)
@@ -263,6 +266,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             "fisher_seconds": self.fisher_seconds,
             "last_penalty": self.last_penalty,
             "generator": None if self._generator is None else self._generator.get_state(),
+            "parts": self._parts,
             "classes": {task: sorted(classes) for task, classes in self._classes.items()},
             "warned": sorted(self._warned),
             "active": None if self._active is None else sorted(self._active),
@@ -292,6 +296,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.fisher_seconds = state["fisher_seconds"]
         self.last_penalty = state["last_penalty"].clone()
         self._generator = generator
+        self._parts = state["parts"]
         self._classes = {task: set(classes) for task, classes in state["classes"].items()}
         self._warned = set(state["warned"])
         self._active = None if state["active"] is None else set(state["active"])
@@ -299,4 +304,4 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
 
 def _name(strategy: Any) -> str:
-    return f"experience {strategy.experience.current_experience}"
+    return f"experience {getattr(strategy.experience, 'current_experience', None)}"
