@@ -1,0 +1,76 @@
+"""How large the model is: parameters, those that are trained, and growth since the first experience."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from avalanche.evaluation import PluginMetric
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.evaluation.metric_utils import get_metric_name
+from torch import nn
+
+_NAMES = {"total": "Parameters", "trainable": "TrainableParameters", "relative": "RelativeCapacity"}
+
+
+def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
+    """Return the number of scalars in the model's parameters, shared ones once; only those with gradients if asked."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+
+def capacity_metrics(*, total: bool = True, trainable: bool = True, relative: bool = True) -> list[PluginMetric]:
+    """Make metrics of the model's size, logged at the end of each training experience, when plugins have had their say.
+
+    Args:
+        total: "Parameters", their number.
+        trainable: "TrainableParameters", the number of those that require gradients.
+        relative: "RelativeCapacity", their number divided by that at the end of the first experience; 1 for a model
+            that does not grow.
+
+    Returns:
+        The metrics asked for, to be passed to ``EvaluationPlugin``. Each is one curve over all experiences.
+    """
+    kinds: list[tuple[bool, Literal["total", "trainable", "relative"]]] = [
+        (total, "total"),
+        (trainable, "trainable"),
+        (relative, "relative"),
+    ]
+    return [Capacity(kind=kind) for wanted, kind in kinds if wanted]
+
+
+class Capacity(PluginMetric[float | None]):
+    """One number about the model's size.
+
+    Args:
+        kind: "total", "trainable" or "relative", as in :func:`capacity_metrics`.
+
+    Raises:
+        ValueError: ``kind`` is none of these.
+    """
+
+    def __init__(self, *, kind: Literal["total", "trainable", "relative"]) -> None:
+        super().__init__()
+        if kind not in _NAMES:
+            raise ValueError(f"kind must be one of {', '.join(_NAMES)}, got {kind!r}")
+        self.kind = kind
+        self.first: int | None = None
+        self.value: float | None = None
+
+    def reset(self) -> None:
+        """Forget the first experience."""
+        self.first = self.value = None
+
+    def result(self) -> float | None:
+        """Return the latest value; None before the end of the first experience."""
+        return self.value
+
+    def after_training_exp(self, strategy: Any) -> MetricValue:
+        """Count, and log."""
+        count = count_parameters(strategy.model, trainable=self.kind == "trainable")
+        if self.first is None:
+            self.first = count
+        self.value = count / max(self.first, 1) if self.kind == "relative" else float(count)
+        name = get_metric_name(self, strategy, add_experience=False, add_task=False)
+        return MetricValue(self, name, self.value, strategy.clock.train_iterations)
+
+    def __str__(self) -> str:
+        return _NAMES[self.kind]
