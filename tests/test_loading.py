@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
+from avl_plugins.checkpoint import load_checkpoint, save_checkpoint
 from avl_plugins.loading import InMemoryLoaderPlugin, TensorLoader
+from avl_plugins.resume import Resumable
 from avl_plugins.tensors import batches_in_memory, dataset_parts, dataset_tensors, keeps_tensors
 
 
@@ -38,6 +40,12 @@ class Recorder(SupervisedPlugin):
 
     before_training_iteration = _record
     before_eval_iteration = _record
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
 
 
 class Silent(BaseLogger):
@@ -364,6 +372,40 @@ def test_what_cannot_be_batched_is_named():
         next(batches_in_memory([(1, 2)], 0))
     with pytest.raises(ValueError, match="cache_bytes"):
         InMemoryLoaderPlugin(cache_bytes=-1)
+
+
+class ResumableNaive(Resumable, Naive):
+    pass
+
+
+class SaveAt(SupervisedPlugin):
+    """Save once, at one iteration of the second epoch."""
+
+    def __init__(self, path=None, iteration=0):
+        super().__init__()
+        self.path, self.iteration = path, iteration
+
+    def safe_point(self, strategy):
+        if (strategy.progress["epoch"], strategy.progress["iteration"]) == (1, self.iteration) and self.path:
+            save_checkpoint(strategy, self.path)
+
+
+@pytest.mark.parametrize("iteration", [0, 1, 7])
+def test_a_run_resumed_inside_an_epoch_sees_the_batches_it_would_have_seen(digits_permuted, tmp_path, iteration):
+    runs = []
+    for path in (tmp_path / "inside.pt", None):
+        recorder = Recorder()
+        plugins = [InMemoryLoaderPlugin(), recorder, SaveAt(path, iteration)]
+        strategy = _strategy(*plugins, cls=ResumableNaive, train_epochs=2)
+        if path is None:
+            load_checkpoint(strategy, tmp_path / "inside.pt")
+        strategy.train(digits_permuted.train_stream[0])
+        runs.append((recorder.batches, [p.detach().clone() for p in strategy.model.parameters()]))
+    (batches, parameters), (rest, resumed) = runs
+    assert len(batches) == 26
+    assert len(rest) == 13 - iteration
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(batches[-len(rest) :], rest, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(parameters, resumed, strict=True))
 
 
 def test_there_is_no_state_to_save():
