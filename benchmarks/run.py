@@ -171,6 +171,6 @@ def _run(plan: Plan, patterns: Sequence[str], seeds: Sequence[int], console: Con
     runs = load_scale(plan.out, plan.experiment.name, plan.scale)
     if runs:
         console.print(rich_table(rows_of(runs), f"{plan.experiment.name}, {plan.scale}: all runs in {plan.out}"))
-    for failure in failed:
-        console.print(f"[red]failed[/red] {failure.job.name}: {failure.error}", highlight=False, soft_wrap=True)
+    if failed:
+        console.print(f"[red]{len(failed)} failed:[/red] {', '.join(failure.job.name for failure in failed)}")
     return 1 if failed else 0

@@ -9,9 +9,9 @@ of all patterns so far, t times the identity (EWC). In closed form
 
 After t patterns the signal is the mean of y_1 (w.x_1), the noise the standard deviation of the answer to a pattern
 never learnt (the root mean square of |w|), and a pattern is retained while signal / noise > 1. Expected: signal
-exp(-t/n) or n / (n + t); noise (t/n)^1/2 while t << n; so EWC's ratio has slope -1/2 on log-log axes everywhere and gradient
-descent's leaves that line around t = n. Beyond capacity EWC loses all patterns at once, plain descent keeps the
-newest.
+exp(-t/n) or n / (n + t); noise (t/n)^1/2 while t << n; so EWC's ratio has slope -1/2 on log-log axes everywhere and
+gradient descent's leaves that line around t = n. Beyond capacity EWC loses all patterns at once, plain descent keeps
+the newest.
 
 What we do: the same, 400 simulations; both arms see the same patterns under the same seed.
 Deviations: the signal is that of the first `tracked` patterns, not of the first alone, which takes most of the scatter
