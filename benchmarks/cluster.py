@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -37,9 +38,13 @@ def ray_backend(jobs: int, threads: int, device: str) -> dict[str, Any]:
                 address=os.environ.get("RAY_ADDRESS", "auto"),
                 runtime_env={"working_dir": str(ROOT), "excludes": EXCLUDED},
                 log_to_driver=False,
+                logging_level=logging.ERROR,
             )
         except ConnectionError as error:
-            raise ValueError("no Ray cluster: `ray start --head` starts one, RAY_ADDRESS names another") from error
+            raise ValueError(
+                f"no Ray cluster: `ray start --head` starts one, RAY_ADDRESS names another, RAY_AUTH_MODE=token goes "
+                f"with one that wants a token ({error})"
+            ) from error
     resources = ray.cluster_resources()
     available = int(resources.get("CPU", 0))
     if jobs * threads > available:
