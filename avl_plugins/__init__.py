@@ -1,5 +1,17 @@
-"""EWC, Progressive Networks, Deep Generative Replay and DEN for Avalanche."""
+"""EWC, Progressive Networks, Deep Generative Replay and DEN for Avalanche.
 
+Metrics are in `avl_plugins.metrics`.
+"""
+
+from avl_plugins.checkpoint import load_checkpoint as load_checkpoint
+from avl_plugins.checkpoint import save_checkpoint as save_checkpoint
 from avl_plugins.ewc.fisher import diagonal_fisher as diagonal_fisher
 from avl_plugins.ewc.overlap import fisher_overlap as fisher_overlap
+from avl_plugins.ewc.penalty import QuadraticPenalty as QuadraticPenalty
+from avl_plugins.ewc.plugin import EWCPlugin as EWCPlugin
 from avl_plugins.ewc.rules import register_fisher_rule as register_fisher_rule
+from avl_plugins.ewc.strategy import EWC as EWC
+from avl_plugins.growth import grow_parameter as grow_parameter
+from avl_plugins.loading import InMemoryLoaderPlugin as InMemoryLoaderPlugin
+from avl_plugins.resume import CheckpointEvery as CheckpointEvery
+from avl_plugins.resume import Resumable as Resumable

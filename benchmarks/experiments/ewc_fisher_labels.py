@@ -85,7 +85,7 @@ def best_lambda(estimator: str, runs: Sequence[Run]) -> float:
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
     """Mean accuracy over all tasks at the end, on validation and test images."""
     import torch
-    from avalanche.models import MTSimpleMLP
+    from avalanche.models import SimpleMLP, as_multitask
     from avalanche.training import Naive
 
     from avl_plugins import EWCPlugin
@@ -97,7 +97,8 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     estimator, _, value = arm.partition("/lambda=")
     arrays = load_arrays(settings.data, context)
     benchmark = split(arrays, settings.tasks, seed=seed, shuffle_classes=True, validation=settings.validation)
-    model = MTSimpleMLP(input_size=arrays.x_train[0].size, hidden_size=settings.width, hidden_layers=2, drop_rate=0)
+    net = SimpleMLP(input_size=arrays.x_train[0].size, hidden_size=settings.width, hidden_layers=2, drop_rate=0)
+    model = as_multitask(net, "classifier")
     plugins = default_plugins(context, settings.tasks)
     ewc_lambda = None
     if estimator != "none":

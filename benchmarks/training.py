@@ -1,0 +1,180 @@
+"""What the supervised experiments share: an evaluator, a progress bar, resuming, and accuracies as a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.core import SupervisedPlugin
+from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
+from avalanche.logging import TensorboardLogger
+from avalanche.training.plugins import EvaluationPlugin
+from torch import Tensor, nn
+
+from avl_plugins import InMemoryLoaderPlugin, load_checkpoint, save_checkpoint
+from avl_plugins.loading import batches_in_memory
+from avl_plugins.metrics import capacity_metrics, chaudhry_forgetting_metrics
+from benchmarks.datasets import Arrays, digits, mnist
+from benchmarks.experiment import Context
+
+
+def load_arrays(name: str, context: Context) -> Arrays:
+    """Images of the data set `name`, "mnist" or "digits"; a ValueError names any other."""
+    if name == "mnist":
+        return mnist(context.data_root)
+    if name == "digits":
+        return digits()
+    raise ValueError(f"data must be 'mnist' or 'digits', got {name!r}")
+
+
+def make_evaluator(context: Context, *more_metrics: Any) -> EvaluationPlugin:
+    """Accuracy, loss, forgetting and capacity, logged to the job's TensorBoard folder."""
+    loggers = [TensorboardLogger(tb_log_dir=str(context.logdir))] if context.logdir else []
+    return EvaluationPlugin(
+        accuracy_metrics(epoch=True, experience=True, stream=True),
+        loss_metrics(epoch=True, experience=True),
+        chaudhry_forgetting_metrics(experience=True, stream=True),
+        capacity_metrics(),
+        *more_metrics,
+        loggers=loggers,
+    )
+
+
+class ProgressPlugin(SupervisedPlugin):
+    """Moves the job's progress bar with every training iteration.
+
+    Args:
+        context: of the job.
+        experiences: how many experiences the job trains on.
+    """
+
+    def __init__(self, context: Context, experiences: int):
+        super().__init__()
+        self.context, self.experiences = context, experiences
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to keep: the clock knows where training is."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Count epochs in parts of a thousand."""
+        clock, epochs = strategy.clock, strategy.train_epochs
+        part = clock.train_epoch_iterations / max(1, len(strategy.dataloader))
+        done = clock.train_exp_counter * epochs + min(epochs, clock.train_exp_epochs + part)
+        text = f"experience {clock.train_exp_counter + 1}, epoch {clock.train_exp_epochs + 1}"
+        self.context.progress(round(1000 * done), 1000 * epochs * self.experiences, text)
+
+
+class EarlyStoppingOnAllTasks(SupervisedPlugin):
+    """Early stopping as in Kirkpatrick et al. 2017, appendix 4.1.
+
+    After each epoch the error on the validation sets of all tasks so far is measured; when it has not improved for
+    `patience` checks, training on the task stops. At the end of a task the model goes back to its best snapshot. Put
+    it before `EWCPlugin`, which has to see that model.
+
+    Args:
+        streams: the validation stream; its first k experiences are those of the first k tasks.
+        patience: checks without improvement before a task is stopped.
+    """
+
+    def __init__(self, streams: Sequence[Any], *, patience: int):
+        super().__init__()
+        self.stream, self.patience = streams, patience
+        self.best_error, self.bad_checks = float("inf"), 0
+        self.best: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best snapshot and how long ago it was."""
+        return {"best_error": self.best_error, "bad_checks": self.bad_checks, "best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.best_error, self.bad_checks, self.best = state["best_error"], state["bad_checks"], state["best"]
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Forget the last task's snapshot, unless training goes on inside the task."""
+        if strategy.clock.train_exp_epochs == 0:
+            self.best_error, self.bad_checks, self.best = float("inf"), 0, {}
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Measure, remember the best, stop when it does not get better."""
+        seen = self.stream[: strategy.experience.current_experience + 1]
+        error = 1 - sum(accuracy(strategy.model, experience.dataset) for experience in seen) / len(seen)
+        if error < self.best_error:
+            self.best_error, self.bad_checks = error, 0
+            self.best = {n: v.detach().clone() for n, v in strategy.model.state_dict().items()}
+        else:
+            self.bad_checks += 1
+        last = strategy.clock.train_exp_epochs + 1 >= strategy.train_epochs
+        if self.bad_checks > self.patience and not last:  # stopping a last epoch would stop the next task, too
+            strategy.stop_training()
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Go back to the best snapshot."""
+        strategy.model.load_state_dict(self.best)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, dataset: AvalancheDataset, batch_size: int = 1000) -> float:
+    """Fraction of the data set that a single-head model classifies right, in eval mode; modes are restored."""
+    training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    right = sum(
+        int((model(x.to(device)).argmax(1) == y.to(device)).sum()) for x, y, _ in batches_in_memory(dataset, batch_size)
+    )
+    model.train(training)
+    return right / len(dataset)
+
+
+def train_stream(
+    strategy: Any, benchmark: Any, context: Context, *, stream: str = "test", each_epoch: bool = False, **options: Any
+) -> None:
+    """Train on each experience in turn, then evaluate on those so far, saving in between.
+
+    Args:
+        strategy: freshly built; filled from `context.checkpoint` when the job is resumed.
+        benchmark: with the streams "train" and `stream`.
+        context: of the job.
+        stream: what to evaluate on, "test" or "valid".
+        each_epoch: evaluate on the whole stream after every epoch instead (the strategy needs `eval_every=1`).
+        **options: of `strategy.train`, for example `reset_optimizer_state=True`.
+    """
+    evaluated = benchmark.streams[stream]
+    start = 0
+    if context.resume and context.checkpoint is not None:
+        start = load_checkpoint(strategy, context.checkpoint)
+    for k in range(start, len(benchmark.train_stream)):
+        if each_epoch:
+            strategy.train(benchmark.train_stream[k], eval_streams=[evaluated], **options)
+        else:
+            strategy.train(benchmark.train_stream[k], **options)
+            strategy.eval(evaluated[: k + 1])
+        if context.checkpoint is not None:
+            save_checkpoint(strategy, context.checkpoint)
+
+
+def accuracy_curves(strategy: Any, stream: str = "test") -> dict[int, tuple[list[int], list[float]]]:
+    """Accuracy on each experience of a stream: at which training iterations it was measured, and how much it was."""
+    curves: dict[int, tuple[list[int], list[float]]] = {}
+    for name, (iterations, values) in strategy.evaluator.get_all_metrics().items():
+        if name.startswith(f"Top1_Acc_Exp/eval_phase/{stream}_stream/"):
+            last = dict(zip(iterations, values, strict=True))  # measured twice between two tasks
+            curves[int(name.rpartition("/Exp")[2])] = (list(last), list(last.values()))
+    return dict(sorted(curves.items()))
+
+
+def accuracy_matrix(strategy: Any, stream: str = "test") -> list[list[float]]:
+    """Row k: accuracy on each experience so far after training on experience k, as `train_stream` evaluates."""
+    curves = accuracy_curves(strategy, stream)
+    return [[curves[task][1][k - task] for task in range(k + 1)] for k in range(len(curves))]
+
+
+def default_plugins(context: Context, experiences: int) -> list[SupervisedPlugin]:
+    """The plugins every job has: batches from memory and a progress bar."""
+    return [InMemoryLoaderPlugin(), ProgressPlugin(context, experiences)]

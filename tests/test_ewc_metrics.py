@@ -1,0 +1,77 @@
+"""Metrics of EWC: penalty, Fisher mass and overlap matrices, as Avalanche's evaluator logs them."""
+
+import pytest
+import torch
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin
+from matplotlib.figure import Figure
+from torch import nn
+
+from avl_plugins import EWCPlugin, fisher_overlap
+from avl_plugins.metrics import ewc_metrics
+
+
+def train(benchmark, plugins, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    evaluator = EvaluationPlugin(ewc_metrics(**options), loggers=[])
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_mb_size=50,
+        plugins=plugins,
+        evaluator=evaluator,
+    )
+    return strategy
+
+
+def test_values_are_the_plugins_own(digits_permuted):
+    class Recorder(EWCPlugin):
+        values: list[float] = []  # noqa: RUF012
+        fishers: list[dict] = []  # noqa: RUF012
+
+        def after_training_iteration(self, strategy, **kwargs):
+            self.values.append(float(self.last_penalty))
+
+        def after_training_exp(self, strategy, **kwargs):
+            super().after_training_exp(strategy, **kwargs)
+            self.fishers.append(self.importances)
+
+    ewc = Recorder(ewc_lambda=10.0)
+    strategy = train(digits_permuted, [ewc], minibatch=True, epoch=True, experience=True, overlap=True)
+    per_epoch, means = None, []
+    for experience in digits_permuted.train_stream:
+        done = len(ewc.values)
+        strategy.train(experience)
+        means.append(sum(ewc.values[done:]) / (len(ewc.values) - done))
+    logged = strategy.evaluator.get_all_metrics()
+    prefix, suffix = "", "/train_phase/train_stream"
+    assert logged[f"EWCPenalty_MB{suffix}/Task000"][1] == ewc.values
+    per_epoch = logged[f"EWCPenalty_Epoch{suffix}/Task000"][1]
+    assert per_epoch == pytest.approx(means)
+    assert per_epoch[0] == 0
+    assert min(per_epoch[1:]) > 0
+    for layer in ("0", "2"):
+        masses = logged[f"{prefix}EWCFisherMass/{layer}{suffix}/Task000"][1]
+        expected = [float(f[f"{layer}.weight"].sum() + f[f"{layer}.bias"].sum()) for f in ewc.fishers]
+        assert masses == pytest.approx(expected)
+        assert all(type(mass) is float for mass in masses)
+    figures = logged[f"EWCFisherOverlap{suffix}"][1]
+    assert len(figures) == len(digits_permuted.train_stream) - 1
+    assert all(isinstance(figure, Figure) for figure in figures)
+    drawn = figures[-1].axes[0].images[0].get_array()
+    expected = [[fisher_overlap(a, b)["0"] for b in ewc.fishers] for a in ewc.fishers]
+    torch.testing.assert_close(torch.tensor(drawn), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_without_the_plugin_the_error_says_what_to_add(digits_permuted):
+    strategy = train(digits_permuted, [], experience=True)
+    with pytest.raises(ValueError, match="add it to plugins"):
+        strategy.train(digits_permuted.train_stream[0])
+
+
+def test_nothing_asked_for_is_nothing_made():
+    assert ewc_metrics() == []
+    assert [str(m) for m in ewc_metrics(minibatch=True, epoch=True)] == ["EWCPenalty_MB", "EWCPenalty_Epoch"]
+    assert MetricValue is not None

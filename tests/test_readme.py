@@ -1,0 +1,37 @@
+"""The README's Python runs as printed, and its commands are the ones CI runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_python_runs_as_printed(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(BLOCKS[number], f"README.md, Python block {number + 1}", "exec"), names)
+    if "strategy" in names:
+        names["strategy"].eval(names["benchmark"].test_stream)
+        metrics = names["strategy"].evaluator.get_last_metrics()
+        kept = metrics["Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000"]
+        assert kept > 0.6, "EWC keeps the first task"
+    if "fisher" in names:
+        assert {name: tuple(f.shape) for name, f in names["fisher"].items()} == {"weight": (3, 4), "bias": (3,)}
+    assert names
+
+
+def test_every_local_link_and_image_exists():
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert targets
+    assert [t for t in targets if not (ROOT / t).exists()] == []
+
+
+def test_ci_runs_the_readmes_test_command():
+    command = 'pip install -e ".[test]" && pytest'
+    assert command in README
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
