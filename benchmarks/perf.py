@@ -30,8 +30,9 @@ from avl_plugins import EWCPlugin, InMemoryLoaderPlugin, diagonal_fisher
 from avl_plugins.loading import batches_in_memory
 from benchmarks.datasets import Arrays, permuted
 from benchmarks.experiment import Context, write_atomically
+from benchmarks.jobs import commit
 from benchmarks.models import mlp
-from benchmarks.runner import commit, versions
+from benchmarks.runner import versions
 from benchmarks.training import load_arrays
 
 HIDDEN = (400, 400)

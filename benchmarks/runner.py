@@ -21,23 +21,40 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiment import Context, Run, plain_settings, write_atomically
-from benchmarks.jobs import ROOT, Failure, Job
+from benchmarks.experiment import Context, Run, plain, plain_settings, write_atomically
+from benchmarks.jobs import ROOT, Failure, Job, Plan
 
 PACKAGES = ("torch", "numpy", "avalanche-lib", "avl-plugins")
 
 
-def run_jobs(jobs: Sequence[Job], *, report: Callable[[Job, Run | Failure], None]) -> list[Run]:
-    """Run jobs and save each run as it ends; `report` hears of each end, good or bad."""
+def backend(plan: Plan) -> dict[str, Any] | None:
+    """Joblib's configuration for the plan's jobs, connected to the cluster if there is one; None: in this process."""
+    if plan.cluster == "ray":
+        from benchmarks.cluster import ray_backend
+
+        return ray_backend(plan.jobs, plan.threads_each, plan.device)
+    return None if plan.jobs == 1 else {"backend": "loky", "inner_max_num_threads": plan.threads_each}
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    report: Callable[[Job, Run | Failure], None],
+    configuration: dict[str, Any] | None = None,
+) -> list[Run]:
+    """Run jobs and save each run as it ends; `report` hears of each end, good or bad.
+
+    `configuration` is what `backend` returned.
+    """
     if not jobs:
         return []
     runs = []
-    with _results(jobs) as results:
+    with _results(jobs, configuration) as results:
         for index, result in results:
             job = jobs[index]
             if isinstance(result, Run):
                 result.save(job.result)
-                job.checkpoint.unlink(missing_ok=True)
+                job.clear_unfinished()
                 runs.append(result)
             job.progress.unlink(missing_ok=True)
             report(job, result)
@@ -45,22 +62,17 @@ def run_jobs(jobs: Sequence[Job], *, report: Callable[[Job, Run | Failure], None
 
 
 @contextmanager
-def _results(jobs: Sequence[Job]) -> Iterator[Iterator[tuple[int, Run | Failure]]]:
+def _results(
+    jobs: Sequence[Job], configuration: dict[str, Any] | None
+) -> Iterator[Iterator[tuple[int, Run | Failure]]]:
     """Results with the jobs' indices, in the order they end."""
-    plan = jobs[0].plan
-    if plan.jobs == 1 and plan.cluster == "local":
+    if configuration is None:
         yield ((index, run_job(job)) for index, job in enumerate(jobs))
         return
     from joblib import Parallel, delayed, parallel_config
 
-    if plan.cluster == "ray":
-        from benchmarks.cluster import ray_backend
-
-        settings: dict[str, Any] = ray_backend(plan.jobs, plan.threads_each, plan.device)
-    else:
-        settings = {"backend": "loky", "inner_max_num_threads": plan.threads_each}
-    with parallel_config(**settings):
-        pool = Parallel(n_jobs=plan.jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+    with parallel_config(**configuration):
+        pool = Parallel(n_jobs=jobs[0].plan.jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
         results = pool(delayed(_indexed)(index, job) for index, job in enumerate(jobs))
         try:
             yield results
@@ -80,8 +92,7 @@ def run_job(job: Job) -> Run | Failure:
     try:
         resume = plan.resume and job.checkpoint.exists()
         if not resume:
-            job.checkpoint.unlink(missing_ok=True)
-            _clock(job).unlink(missing_ok=True)
+            job.clear_unfinished()
         device, device_name = _device(plan.device, plan.threads_each)
         _log_settings(job, resume)
         job.checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -101,8 +112,7 @@ def run_job(job: Job) -> Run | Failure:
         finally:
             seconds = time.perf_counter() - started
             if job.checkpoint.exists():
-                write_atomically(_clock(job), repr(seconds).encode())
-        _clock(job).unlink(missing_ok=True)
+                write_atomically(job.clock, repr(seconds).encode())
         settings = plain_settings(plan.settings)
         return Run(
             experiment=plan.experiment.name,
@@ -111,13 +121,13 @@ def run_job(job: Job) -> Run | Failure:
             seed=job.seed,
             settings=settings,
             data=settings.get("data") or plan.experiment.data,
-            versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            versions=versions(),
             device=device_name,
             threads=plan.threads_each,
             seconds=round(seconds, 3),
             commit=plan.commit,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            measurements=measurements,
+            measurements=plain(measurements),
         )
     except Exception as error:
         return Failure(replace(job, search=()), f"{type(error).__name__}: {error}", traceback.format_exc())
@@ -140,13 +150,9 @@ class ProgressFile:
             temporary.replace(self.path)
 
 
-def _clock(job: Job) -> Path:
-    return job.checkpoint.with_suffix(".seconds")
-
-
 def _seconds_before(job: Job) -> float:
     """Seconds an interrupted job had already taken (0 where it was killed before it could say)."""
-    return float(_clock(job).read_text()) if _clock(job).exists() else 0.0
+    return float(job.clock.read_text()) if job.clock.exists() else 0.0
 
 
 def _device(wanted: str, threads: int) -> tuple[str, str]:
@@ -169,6 +175,11 @@ def _log_settings(job: Job, resume: bool) -> None:
     lines = [f"| {name} | {value} |" for name, value in shown.items()]
     with SummaryWriter(str(job.logdir)) as writer:
         writer.add_text("settings", "\n".join(["| setting | value |", "| --- | --- |", *lines]))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter for a number."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str:

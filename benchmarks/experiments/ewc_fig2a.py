@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.experiment import Context, Experiment, Row, Run
 from benchmarks.papers import paper
@@ -50,7 +51,7 @@ class Settings:
     """Lambda of the arm ewc."""
     l2_lambda: float = 0.1
     """Lambda of the arm l2, with importance 1 for every weight."""
-    step: str = "proximal"
+    step: Literal["gradient", "proximal"] = "proximal"
     """How the penalty is applied: gradient or proximal."""
     validation: int = 5000
     """Training images held out."""
@@ -139,7 +140,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             runs,
             arm,
             f"{task} at the end of {end}",
-            value=lambda run, t=task, e=end: at(run, t, e),
+            value=partial(at, task=task, end_of=end),
             paper=numbers[arm][f"{task}_{end}".lower()],
         )
         for arm in ARMS

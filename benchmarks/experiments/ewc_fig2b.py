@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiment import Context, Experiment, Row, Run
@@ -116,7 +117,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             runs,
             arm,
             f"mean after {tasks} tasks",
-            value=lambda run, tasks=tasks: mean_after(run, tasks),
+            value=partial(mean_after, tasks=tasks),
             paper=numbers[{"ewc": "ewc", "sgd": "sgd_dropout"}[arm]][tasks - 2],
             target=(">=", 0.94) if (arm, tasks) == ("ewc", 10) else None,
             note="best published re-implementation about 0.943, Avalanche's own 0.83"
@@ -165,7 +166,7 @@ def figure(runs: Sequence[Run]) -> Figure:
     panel.axhline(numbers["single_task"], color="grey", ls="--", lw=1, label="one task, paper")
     single = [mean_after(run, 1) for run in runs if run.arm == "single"]
     if single:
-        panel.axhline(np.mean(single), color="grey", lw=1, label="one task, measured")
+        panel.axhline(float(np.mean(single)), color="grey", lw=1, label="one task, measured")
     panel.set(xlabel="number of tasks", ylabel="mean accuracy over tasks so far", xticks=range(1, 11))
     panel.legend(fontsize="small")
     return fig

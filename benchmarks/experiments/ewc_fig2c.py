@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,11 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     }
 
 
+def overlap_of(run: Run, layer: int, key: str = "overlap") -> float:
+    """Overlap in one layer, counted from 1."""
+    return run.measurements[key][layer - 1]
+
+
 def smallest_rise(run: Run) -> float:
     """Smallest increase of the overlap from one layer to the next."""
     overlap = run.measurements["overlap"]
@@ -111,7 +117,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             runs,
             "high",
             "overlap, layer 1",
-            value=lambda run: run.measurements["overlap"][0],
+            value=partial(overlap_of, layer=1),
             paper=numbers["high"][0],
             target=("<=", 0.5),
         ),
@@ -142,7 +148,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
                 runs,
                 arm,
                 text.format(layer),
-                value=lambda run, key=key, layer=layer: run.measurements[key][layer - 1],
+                value=partial(overlap_of, layer=layer, key=key),
                 paper=numbers[arm][layer - 1] if layer <= len(numbers[arm]) else None,
             )
             for arm in ARMS

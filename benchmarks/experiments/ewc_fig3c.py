@@ -102,7 +102,12 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
                 vector_to_parameters(weights + draw, model.parameters())
                 right += int((model(x.to(weights.device)).argmax(1).cpu() == y.cpu()).sum())
             scores.append(round(right / len(test) / unperturbed, 4))
-    return {"noise": noises, "score": scores, "unperturbed": round(unperturbed, 4), "half": half(noises, scores)}
+    return {
+        "noise": noises,
+        "score": scores,
+        "unperturbed": round(unperturbed, 4),
+        "half": half(noises.tolist(), scores),
+    }
 
 
 def noise_variance(arm: str, fisher: Any, settings: Settings) -> Any:
