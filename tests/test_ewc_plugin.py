@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from pathlib import Path
 from typing import Any
 
 import avalanche.training.plugins as stock
@@ -15,13 +16,16 @@ from avalanche.logging import BaseLogger
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Cumulative, Naive
+from avalanche.training.templates import SupervisedMetaLearningTemplate
 from reference import QuadraticReference, fisher_reference, train_reference
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils.data import TensorDataset
 
+from avl_plugins.checkpoint import load_checkpoint
 from avl_plugins.ewc.plugin import EWCPlugin
 from avl_plugins.ewc.strategy import EWC
+from avl_plugins.resume import CheckpointEvery
 
 
 class MultiHead(MultiTaskModule):
@@ -588,6 +592,16 @@ def test_proximal_refuses_unknown_optimizers_before_training(digits_permuted: An
     assert_same(snapshot(model), before, rtol=0, atol=0)
 
 
+class Meta(SupervisedMetaLearningTemplate):
+    """Inner and outer updates would be here."""
+
+
+def test_refuses_a_template_that_would_never_apply_the_penalty(digits_permuted: Any) -> None:
+    strategy = naive(mlp(), EWCPlugin(ewc_lambda=1.0), cls=Meta)
+    with pytest.raises(ValueError, match="Meta is a meta-learning strategy"):
+        strategy.train(digits_permuted.train_stream[0], eval_streams=[])
+
+
 def test_warns_once_of_a_rate_that_is_too_high(digits_permuted: Any) -> None:
     plugin = EWCPlugin(ewc_lambda=1.0, importance="uniform")
     strategy = naive(mlp(), plugin, train_epochs=0)
@@ -637,6 +651,57 @@ def test_a_run_goes_on_from_a_saved_state(digits_permuted: Any, mode: Any) -> No
     assert_same(other.importances, plugin.importances, rtol=0, atol=0)
     assert_same(other.penalty.precision, plugin.penalty.precision, rtol=0, atol=0)
     assert torch.equal(other.last_penalty, plugin.last_penalty)
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+class StopAt(SupervisedPlugin):
+    """Raises in the given training iteration (counted over the run)."""
+
+    def __init__(self, iteration: int | None) -> None:
+        super().__init__()
+        self.left = iteration
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise Stop
+
+
+@pytest.mark.parametrize("step", ["gradient", "proximal"])
+def test_ewc_is_resumed_inside_an_experience(digits_split: Any, tmp_path: Path, step: Any) -> None:
+    # Multi-head under Adam: a head that got a zero gradient instead of none would show in its momentum.
+    def build(stop: int | None) -> Any:
+        torch.manual_seed(0)
+        model = MultiHead()
+        plugins = [StopAt(stop), CheckpointEvery(tmp_path / "run.pt", epochs=None, iterations=1)]
+        options = {"ewc_lambda": 50.0, "labels": "sampled", "step": step, "train_epochs": 2, "train_mb_size": 20}
+        return naive(model, *plugins, optimizer=Adam(model.parameters(), lr=0.01), cls=EWC, **options)
+
+    def run(strategy: Any, start: int = 0) -> None:
+        for experience in digits_split.train_stream[start:3]:
+            strategy.train(experience, eval_streams=[])
+
+    whole = build(None)
+    run(whole)
+    killed = build(21)
+    with pytest.raises(Stop):
+        run(killed)
+    again = build(None)
+    torch.manual_seed(1)
+    run(again, load_checkpoint(again, tmp_path / "run.pt"))
+    assert_same(snapshot(again.model), snapshot(whole.model), rtol=0, atol=0)
+    assert_same(again.ewc.penalty.precision, whole.ewc.penalty.precision, rtol=0, atol=0)
+    assert again.ewc.penalty.constant == whole.ewc.penalty.constant
 
 
 def _saved(state: Any) -> io.BytesIO:

@@ -38,3 +38,10 @@ def normalised(importances: Mapping[str, Tensor]) -> dict[str, Tensor]:
     counted = [f for f in importances.values() if f.any()]
     mean = sum(float(f.sum(dtype=torch.float64)) for f in counted) / sum(f.numel() for f in counted)
     return {name: f / mean for name, f in importances.items()}
+
+
+def copied_generator(generator: torch.Generator | None, seed: int | None) -> torch.Generator:
+    """A copy of the generator; where there is none yet, a new one from `seed` (None: `torch.initial_seed()`)."""
+    if generator is None:
+        return torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
+    return torch.Generator().set_state(generator.get_state())

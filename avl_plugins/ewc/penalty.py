@@ -179,8 +179,8 @@ class QuadraticPenalty:
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Parameters, precisions and centres; the latter two brought to the parameters' shape and device for good."""
         thetas, precisions, centres = [], [], []
-        for name in self.precision if names is None else names:
-            if name not in self.precision:
+        for name in list(self.precision):  # always in this order: sums then round the same
+            if names is not None and name not in names:
                 continue
             theta = _parameter(parameters, name)
             precision = self.precision[name]
@@ -201,10 +201,17 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, precisions: list[Tensor], centres: list[Tensor], *thetas: Tensor) -> Tensor:
-        steps = torch._foreach_sub(list(thetas), centres)
-        pulls = torch._foreach_mul(steps, precisions)
+        if thetas[0].device.type == "cpu":  # one parameter at a time stays in the cache
+            pulls, terms = [], []
+            for theta, precision, centre in zip(thetas, precisions, centres, strict=True):
+                step = theta - centre
+                pulls.append(step * precision)
+                terms.append(torch.dot(step.reshape(-1), pulls[-1].reshape(-1)))
+        else:  # few kernels
+            steps = torch._foreach_sub(list(thetas), centres)
+            pulls = list(torch._foreach_mul(steps, precisions))
+            terms = [torch.dot(s.reshape(-1), p.reshape(-1)) for s, p in zip(steps, pulls, strict=True)]
         ctx.save_for_backward(*pulls)
-        terms = [torch.dot(s.reshape(-1), p.reshape(-1)) for s, p in zip(steps, pulls, strict=True)]
         return 0.5 * torch.stack([term.to(terms[0]) for term in terms]).sum()
 
     @staticmethod

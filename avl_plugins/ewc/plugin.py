@@ -1,5 +1,6 @@
 """Elastic Weight Consolidation as an Avalanche plugin."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from typing import Any, Literal, Self
@@ -12,13 +13,20 @@ from avl_plugins.ewc.checks import (
     check_choice,
     check_number,
     refuse_avalanche_arguments,
+    refuse_meta_learning,
     warn_if_class_incremental,
     warn_if_unstable,
 )
 from avl_plugins.ewc.fisher import Labels, diagonal_fisher
-from avl_plugins.ewc.importance import check_not_zero, finished_task, normalised, uniform_importances
+from avl_plugins.ewc.importance import (
+    check_not_zero,
+    copied_generator,
+    finished_task,
+    normalised,
+    uniform_importances,
+)
 from avl_plugins.ewc.penalty import QuadraticPenalty
-from avl_plugins.ewc.proximal import preconditioner, proximal_step_
+from avl_plugins.ewc.proximal import inverse_preconditioner, proximal_step_
 from avl_plugins.ewc.selection import Selection, leaves, select
 from avl_plugins.tensors import batches_in_memory
 
@@ -75,7 +83,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         ValueError: an argument is out of range. While training, leaving everything as it was before the hook: a loss
             or a Fisher that is NaN or infinite, an all-zero Fisher, an empty experience, a model without trainable
             parameters, one that lacks protected parameters or has smaller ones, an optimizer that "proximal" does not
-            know.
+            know, a meta-learning strategy.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -139,9 +147,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._classes: dict[int, set[int]] = {}  # task label -> classes trained under it
         self._warned: set[str] = set()
         self._active: set[str] | None = None  # parameters this experience's loss depends on; None: not known yet
-        self._idle_value: Tensor | None = None  # the penalty's part that does not move with them
-
-    # ------------------------------------------------------------------ before training
+        self._idle: dict[str, Tensor] = {}  # the others, between before_backward and after_backward
+        self._idle_value: Tensor | None = None  # their part of the penalty, and its constant
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse an empty experience before a data loader is made of it."""
@@ -151,17 +158,16 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Check that penalty, model and optimizer fit together; warn of settings that are known to fail."""
+        refuse_meta_learning(strategy)
         parameters = dict(strategy.model.named_parameters())
         select(parameters, self.include, self.exclude)
         self.penalty.check(parameters)
         if self.step == "proximal":
-            preconditioner(strategy.optimizer)
+            inverse_preconditioner(strategy.optimizer)
         elif "unstable" not in self._warned and warn_if_unstable(self.penalty, strategy.optimizer, parameters):
             self._warned.add("unstable")
         if "classes" not in self._warned and warn_if_class_incremental(self._classes, strategy.experience):
             self._warned.add("classes")
-
-    # ------------------------------------------------------------------ each step
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the penalty to `strategy.loss`; with step="proximal" its value only, no gradient."""
@@ -170,9 +176,11 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             used = leaves(strategy.loss)
             self._active = {name for name, p in parameters.items() if id(p) in used}
             self._idle_value = None
-        value = self._value(parameters, self._active)
-        loss = strategy.loss + (value if self.step == "gradient" else value.detach())
-        if not torch.isfinite(loss).all():
+        self._idle = {name: p for name, p in parameters.items() if name not in self._active}
+        with torch.set_grad_enabled(self.step == "gradient"):
+            value = self._value(parameters, self._active)
+        loss = strategy.loss + value
+        if not math.isfinite(loss.sum().item()):
             raise ValueError(
                 f"the loss is not finite in {_name(strategy)}, step {strategy.clock.train_exp_iterations}: "
                 f"{strategy.loss.sum().item():g} plus EWC's penalty {value.item():g}. Lower the learning rate; if the "
@@ -183,14 +191,14 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Take in parameters whose gradient the first step's graph did not show: another head, a hidden graph."""
-        parameters = dict(strategy.model.named_parameters())
-        active = self._active or set()
-        late = {name for name, p in parameters.items() if p.grad is not None and name not in active}
-        if late:
-            if self.step == "gradient":
-                self.penalty.add_gradient_(parameters, names=late)
-            self._active = active | late
-            self._idle_value = None
+        late = {name: p for name, p in self._idle.items() if p.grad is not None}
+        self._idle = {}
+        if not late:
+            return
+        if self.step == "gradient":
+            self.penalty.add_gradient_(late, names=late)
+        self._active = (self._active or set()) | late.keys()
+        self._idle_value = None
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """With step="proximal": pull the parameters to the centre after the optimizer's step."""
@@ -204,8 +212,6 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             self._idle_value = self.penalty.distance(parameters, idle).detach() + self.penalty.constant
         return self.penalty.distance(parameters, active) + self._idle_value
 
-    # ------------------------------------------------------------------ after training
-
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Measure the task's importances and add its penalty."""
         parts = 1 if getattr(strategy.experience, "is_first_subexp", True) else self._parts + 1
@@ -215,7 +221,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             return
         parameters = dict(strategy.model.named_parameters())
         protected = select(parameters, self.include, self.exclude)
-        generator = self._copied_generator()
+        generator = copied_generator(self._generator, self.seed)  # an error leaves ours as it was
         started = perf_counter()
         if self.importance == "uniform":  # a head that no sample went through belongs to another task
             active = protected.keys() if self._active is None else self._active
@@ -241,20 +247,11 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.importances, self.fisher_seconds, self._generator = importances, seconds, generator
         self._active = self._idle_value = None
 
-    def _copied_generator(self) -> torch.Generator:
-        """Copy our generator, so that an error while it is used changes nothing."""
-        generator = torch.Generator()
-        if self._generator is None:
-            return generator.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
-        return generator.set_state(self._generator.get_state())
-
     def _batches(self, strategy: Any, task: Any) -> Iterable[Any]:
         if self.fisher_data is not None:
             return self.fisher_data(strategy)
         size = self.fisher_batch_size or (strategy.train_mb_size if self.labels == "batch" else 256)
         return batches_in_memory(task.dataset, size)  # in the eval transform group: no augmentation
-
-    # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors: the penalty and all that a resumed run needs to go on as if not interrupted."""

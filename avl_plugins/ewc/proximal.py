@@ -36,7 +36,7 @@ def proximal_step_(penalty: QuadraticPenalty, optimizer: Optimizer, parameters: 
     Raises:
         ValueError: the optimizer is none of these, or maximises; a protected parameter is missing or has shrunk.
     """
-    scale_of = preconditioner(optimizer)
+    inverse = inverse_preconditioner(optimizer)
     penalty.check(parameters)
     names = {id(parameters[name]): name for name in penalty.precision}
     for group in optimizer.param_groups:
@@ -44,20 +44,21 @@ def proximal_step_(penalty: QuadraticPenalty, optimizer: Optimizer, parameters: 
             name = names.get(id(theta))
             if name is None or theta.grad is None:
                 continue
-            s = penalty.precision[name] * (group["lr"] * scale_of(group, optimizer.state.get(theta, {})))
-            theta.lerp_(penalty.centre[name], s / (1 + s))
+            weight = penalty.precision[name] * group["lr"]
+            weight.div_(inverse(group, optimizer.state.get(theta, {})) + weight)  # s/(1 + s) = lr A/(1/P + lr A)
+            theta.lerp_(penalty.centre[name], weight)
 
 
-def preconditioner(optimizer: Optimizer) -> Callable[[dict[str, Any], dict[str, Any]], Tensor | float]:
-    """The function (parameter group, parameter's state) -> P of `proximal_step_`.
+def inverse_preconditioner(optimizer: Optimizer) -> Callable[[dict[str, Any], dict[str, Any]], Tensor | float]:
+    """The function (parameter group, parameter's state) -> 1/P of `proximal_step_`.
 
     Raises:
-        ValueError: P is not known for this optimizer.
+        ValueError: P is not known for this optimizer, or it maximises.
     """
-    known = _PRECONDITIONERS.get(type(optimizer))
+    known = _INVERSES.get(type(optimizer))
     if known is None:
         raise ValueError(
-            f"step='proximal' knows {', '.join(t.__name__ for t in _PRECONDITIONERS)}, not "
+            f"step='proximal' knows {', '.join(t.__name__ for t in _INVERSES)}, not "
             f"{type(optimizer).__name__}: use step='gradient' or one of these optimizers"
         )
     if any(group["maximize"] for group in optimizer.param_groups):
@@ -66,23 +67,24 @@ def preconditioner(optimizer: Optimizer) -> Callable[[dict[str, Any], dict[str, 
 
 
 def _sgd(group: dict[str, Any], state: dict[str, Any]) -> float:
-    return (1 - group["dampening"]) / (1 - group["momentum"]) if group["momentum"] else 1.0
+    return (1 - group["momentum"]) / (1 - group["dampening"]) if group["momentum"] else 1.0
 
 
 def _adam(group: dict[str, Any], state: dict[str, Any]) -> Tensor:
     second_moment = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
     correction = 1 - group["betas"][1] ** float(state["step"])
-    return (second_moment / correction).sqrt_().add_(group["eps"]).reciprocal_()
+    return second_moment.sqrt().div_(correction**0.5).add_(group["eps"])
 
 
 def _rmsprop(group: dict[str, Any], state: dict[str, Any]) -> Tensor:
     second_moment = state["square_avg"]
     if group["centered"]:
         second_moment = second_moment.addcmul(state["grad_avg"], state["grad_avg"], value=-1)
-    return second_moment.sqrt().add_(group["eps"]).mul_(1 - group["momentum"]).reciprocal_()
+    denominator = second_moment.sqrt().add_(group["eps"])
+    return denominator.mul_(1 - group["momentum"]) if group["momentum"] else denominator
 
 
-_PRECONDITIONERS: dict[type[Optimizer], Callable[[dict[str, Any], dict[str, Any]], Tensor | float]] = {
+_INVERSES: dict[type[Optimizer], Callable[[dict[str, Any], dict[str, Any]], Tensor | float]] = {
     SGD: _sgd,
     Adam: _adam,
     AdamW: _adam,

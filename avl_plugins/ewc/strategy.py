@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from avl_plugins.ewc.plugin import EWCPlugin
+from avl_plugins.resume import Resumable
 
 _PLUGIN_ARGUMENTS = inspect.signature(EWCPlugin.__init__).parameters.keys() - {"self"}
 
@@ -24,8 +25,10 @@ def _with_plugin_arguments(init: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-class EWC(SupervisedTemplate):
+class EWC(Resumable, SupervisedTemplate):
     """Elastic Weight Consolidation: `SupervisedTemplate` with an `EWCPlugin` after the given plugins.
+
+    It is `Resumable`: it can be saved and taken up again inside an experience.
 
     Args:
         model: the network.
