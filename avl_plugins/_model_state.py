@@ -118,9 +118,10 @@ def optimizer_to_plain(strategy: Any) -> dict[str, Any]:
         groups.append(
             {**{k: to_plain(v, f"optimizer {k}") for k, v in group.items() if k != "params"}, "params": members}
         )
-    for name, parameter in named.items():
-        if optimizer.state.get(parameter):
-            state[name] = to_plain(optimizer.state[parameter], f"optimizer state of {name}")
+    for parameter, values in optimizer.state.items():
+        name = names.get(id(parameter), "")
+        if values and named.get(name) is parameter:
+            state[name] = to_plain(values, f"optimizer state of {name}")
     return {
         "class": type(optimizer).__qualname__,
         "groups": groups,

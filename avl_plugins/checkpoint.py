@@ -115,17 +115,16 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        known = isinstance(content, dict) and content.get("format") == _FORMAT
-        intact = known and content.get("sha256") == _digest(content.get("state"))
-    except OSError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"path: {path} is truncated, damaged or not a checkpoint of this package; nothing in it was executed "
-            f"({type(error).__name__})"
-        ) from error
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            known = isinstance(content, dict) and content.get("format") == _FORMAT
+            intact = known and content.get("sha256") == _digest(content.get("state"))
+        except Exception as error:
+            raise ValueError(
+                f"path: {path} is truncated, damaged or not a checkpoint of this package; nothing in it was executed "
+                f"({type(error).__name__})"
+            ) from error
     if not known:
         found = content.get("format") if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"path: {path} is not a checkpoint of this package: expected {_FORMAT!r}, found {found!r}")

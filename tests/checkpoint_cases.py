@@ -1,0 +1,207 @@
+"""Small runs for the checkpoint tests: strategies built the same way each time, and a comparison to the last bit."""
+
+import dataclasses
+import io
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.evaluation.metric_results import AlternativeValues
+from avalanche.evaluation.metrics import (
+    accuracy_metrics,
+    amca_metrics,
+    bwt_metrics,
+    class_accuracy_metrics,
+    confusion_matrix_metrics,
+    forgetting_metrics,
+    loss_metrics,
+    timing_metrics,
+    topk_acc_metrics,
+)
+from avalanche.logging import TextLogger
+from avalanche.models import IncrementalClassifier, MTSimpleMLP
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.supervised import Cumulative, Naive
+from torch import Tensor, nn
+
+from avl_plugins.ewc.strategy import EWC
+from avl_plugins.resume import Resumable, phase
+from benchmarks.datasets import digits, split
+
+
+class ResumableNaive(Resumable, Naive):
+    pass
+
+
+class ResumableCumulative(Resumable, Cumulative):
+    pass
+
+
+STRATEGIES: dict[str, Callable[..., Any]] = {
+    "naive": Naive,
+    "cumulative": Cumulative,
+    "resumable": ResumableNaive,
+    "ewc": lambda **arguments: EWC(ewc_lambda=5.0, **arguments),
+    "resumable-cumulative": ResumableCumulative,
+}
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "adam": lambda p: torch.optim.Adam(p, lr=3e-3),
+}
+
+
+def incremental() -> nn.Module:
+    """Grows by two classes an experience; dropout draws random numbers and BatchNorm has buffers."""
+    return nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), IncrementalClassifier(16))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "incremental": incremental,
+    "multihead": lambda: MTSimpleMLP(input_size=64, hidden_size=16),
+}
+
+
+def benchmark(model: str = "incremental", experiences: int = 5, train: int = 200, test: int = 100) -> Any:
+    """Digits in experiences of two classes; with task labels for the multi-head model."""
+    arrays = digits()
+    few = dataclasses.replace(
+        arrays,
+        x_train=arrays.x_train[:train],
+        y_train=arrays.y_train[:train],
+        x_test=arrays.x_test[:test],
+        y_test=arrays.y_test[:test],
+    )
+    return split(few, experiences, seed=0, task_labels=model == "multihead")
+
+
+def evaluator(loggers: Any = None) -> EvaluationPlugin:
+    return EvaluationPlugin(
+        accuracy_metrics(minibatch=True, epoch=True, epoch_running=True, experience=True, stream=True),
+        loss_metrics(epoch=True, stream=True),
+        forgetting_metrics(experience=True, stream=True),
+        bwt_metrics(experience=True, stream=True),
+        confusion_matrix_metrics(stream=True, num_classes=10, save_image=False),
+        class_accuracy_metrics(stream=True),
+        amca_metrics(),
+        topk_acc_metrics(top_k=2, stream=True),
+        timing_metrics(epoch=True, experience=True),
+        loggers=loggers or [TextLogger(io.StringIO())],
+    )
+
+
+def build(
+    strategy: str = "naive",
+    model: str = "incremental",
+    optimizer: str = "momentum",
+    *,
+    seed: int = 3,
+    plugins: Any = (),
+    loggers: Any = None,
+    **arguments: Any,
+) -> Any:
+    torch.manual_seed(seed)
+    network = MODELS[model]()
+    settings = {"train_mb_size": 16, "eval_mb_size": 50, "train_epochs": 2, "criterion": nn.CrossEntropyLoss()}
+    return STRATEGIES[strategy](
+        model=network,
+        optimizer=OPTIMIZERS[optimizer](network.parameters()),
+        plugins=list(plugins),
+        evaluator=evaluator(loggers),
+        **{**settings, **arguments},
+    )
+
+
+def train_and_evaluate(strategy: Any, stream: Any, test_stream: Any, after: Callable[[Any], Any] | None = None) -> None:
+    for experience in stream:
+        strategy.train(experience)
+        strategy.eval(test_stream)
+        if after is not None:
+            after(strategy)
+
+
+class Distill(SupervisedPlugin):
+    """Training of its own after each experience, in three phases, with state, random numbers and the optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.target = torch.zeros(())
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        for index in phase(strategy, "distill: draw", iterations=4):
+            self.target = self.target + torch.rand(()) * index
+        for _ in phase(strategy, "distill: fit", epochs=2):
+            strategy._before_training_epoch(**kwargs)
+            strategy.training_epoch(**kwargs)
+            strategy._after_training_epoch(**kwargs)
+        for _ in phase(strategy, "distill: note", iterations=1):
+            self.calls.append(f"{strategy.experience.current_experience} {float(self.target)!r}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": list(self.calls), "target": self.target}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.calls, self.target = list(state["calls"]), state["target"]
+
+
+class Once(SupervisedPlugin):
+    """Counts its `after_training_exp`, which a resumed experience must not call twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+def outcome(strategy: Any) -> dict[str, Any]:
+    """Everything a run ends with, except times: weights, optimizer state by name, metrics with history, clock."""
+    names = {parameter: name for name, parameter in strategy.model.named_parameters()}
+    still = {p: name for name, p in strategy.optimized_param_id.items()} | names  # evaluation may have replaced some
+    return {
+        "weights": dict(strategy.model.state_dict()),
+        "frozen": [name for parameter, name in names.items() if not parameter.requires_grad],
+        "groups": [[still[p] for p in group["params"]] for group in strategy.optimizer.param_groups],
+        "optimizer": {names[p]: strategy.optimizer.state[p] for p in names if strategy.optimizer.state.get(p)},
+        "learned": list(strategy.optimized_param_id),
+        "last": _without_times(strategy.evaluator.get_last_metrics()),
+        "history": _without_times(strategy.evaluator.get_all_metrics()),
+        "clock": vars(strategy.clock),
+        "plugins": [_plugin_state(plugin) for plugin in strategy.plugins if hasattr(plugin, "state_dict")],
+    }
+
+
+def _plugin_state(plugin: Any) -> dict[str, Any]:
+    return {key: value for key, value in plugin.state_dict().items() if key != "fisher_seconds"}
+
+
+def _without_times(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if not name.startswith("Time")}
+
+
+def differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """Name the places where two outcomes are not equal to the last bit."""
+    if isinstance(one, Tensor):
+        same = isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        return [] if same else [where]
+    if isinstance(one, AlternativeValues):
+        tensors = [[v for v in values.alternatives if isinstance(v, Tensor)] for values in (one, other)]
+        return differences(*tensors, where)
+    if isinstance(one, dict):
+        if not isinstance(other, dict) or list(one) != list(other):
+            return [f"keys of {where}"]
+        return [place for key in one for place in differences(one[key], other[key], f"{where}/{key}")]
+    if isinstance(one, (list, tuple)):
+        if len(one) != len(other):
+            return [f"length of {where}: {len(one)}, {len(other)}"]
+        pairs = enumerate(zip(one, other, strict=True))
+        return [place for i, (a, b) in pairs for place in differences(a, b, f"{where}[{i}]")]
+    return [] if one == other else [f"{where}: {one!r}, {other!r}"]
