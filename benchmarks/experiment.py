@@ -159,7 +159,12 @@ class Experiment:
 
 def plain_settings(settings: Any) -> dict[str, Any]:
     """Settings as JSON gives them back, for comparing and storing."""
-    return json.loads(json.dumps(dataclasses.asdict(settings), default=_plain))
+    return plain(dataclasses.asdict(settings))
+
+
+def plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Mapping as JSON gives it back; a TypeError names what does not fit."""
+    return json.loads(json.dumps(value, default=_plain))
 
 
 def file_name(arm: str, seed: int) -> str:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import subprocess
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from benchmarks.experiment import Experiment, Run, file_name, plain_settings
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "numpy", "avalanche-lib", "avl-plugins")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -97,6 +101,16 @@ class Job:
         return self._path(self.plan.runs / "unfinished", f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}.pt")
 
     @property
+    def clock(self) -> Path:
+        """File with the seconds an unfinished job has taken."""
+        return self.checkpoint.with_suffix(".seconds")
+
+    def clear_unfinished(self) -> None:
+        """Forget unfinished work."""
+        for path in (self.checkpoint, self.clock):
+            path.unlink(missing_ok=True)
+
+    @property
     def progress(self) -> Path:
         """File through which a job, in whatever process, tells how far it is."""
         return self.checkpoint.with_suffix(".progress")
@@ -151,6 +165,20 @@ def open_jobs(jobs: Sequence[Job]) -> tuple[list[Job], list[Run]]:
     return todo, kept
 
 
+def clear(todo: Sequence[Job]) -> int:
+    """Remove what `open_jobs` allowed to remove, before anything runs; returns the number of results among it.
+
+    At the start and not as each job ends, so that an interrupted command with `overwrite` can go on with `resume`.
+    """
+    old = [job for job in todo if job.result.exists()]
+    for job in old:
+        job.result.unlink()
+    for job in todo:
+        if not job.plan.resume:
+            job.clear_unfinished()
+    return len(old)
+
+
 def commit() -> str:
     """Short hash of the commit that ran, with "+changes" where the code differs from it."""
 
@@ -162,3 +190,17 @@ def commit() -> str:
         return git("rev-parse", "--short=10", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        if package != "avl-plugins":
+            return "not installed"
+        return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,9 +17,9 @@ from rich.console import Console
 
 from benchmarks.display import Display
 from benchmarks.experiment import SCALES, Experiment, experiment_names, find_experiment
-from benchmarks.jobs import RESULTS, Job, Plan, commit, open_jobs
+from benchmarks.jobs import RESULTS, Job, Plan, clear, commit, open_jobs
 from benchmarks.report import load_scale, rich_table, rows_of
-from benchmarks.runner import run_jobs
+from benchmarks.runner import backend, run_jobs
 
 INTERRUPTED = 130
 
@@ -74,6 +75,10 @@ def run(arguments: Sequence[str], console: Console) -> int:
         console.print("\n[yellow]Interrupted.[/yellow] Finished jobs are kept. To go on:", highlight=False)
         console.print(f"  python -m benchmarks run {command}", highlight=False, markup=False, soft_wrap=True)
         return INTERRUPTED
+    except BrokenExecutor as error:
+        console.print(f"[red]A worker was killed[/red] (out of memory?): {error}", highlight=False)
+        console.print("Finished jobs are kept; go on with --resume and fewer --jobs.", highlight=False)
+        return 1
 
 
 def parse(experiment: Experiment, arguments: Sequence[str]) -> Any:
@@ -150,11 +155,9 @@ def _run(plan: Plan, patterns: Sequence[str], seeds: Sequence[int], console: Con
     todo, kept = open_jobs([*search, *main])
     if kept:
         console.print(f"{len(kept)} finished jobs kept.", highlight=False)
-    replaced = [job for job in todo if job.result.exists()]
-    for job in replaced:  # at the start, so that an interrupted command can go on with --resume
-        job.result.unlink()
-    if replaced:
-        console.print(f"{len(replaced)} earlier results removed.", highlight=False)
+    configuration = backend(plan)
+    if removed := clear(todo):
+        console.print(f"{removed} earlier results removed.", highlight=False)
     left = {job.name for job in todo}
     found = [run for run in kept if (run.arm, run.seed) in {(job.arm, job.seed) for job in search}]
     where = f"{plan.jobs} at a time, {plan.threads_each} threads each"
@@ -164,7 +167,7 @@ def _run(plan: Plan, patterns: Sequence[str], seeds: Sequence[int], console: Con
     for jobs in (search, main):
         todo_now = [dataclasses.replace(job, search=tuple(found)) for job in jobs if job.name in left]
         with Display(console, todo_now) as display:
-            found += run_jobs(todo_now, report=display.ended)
+            found += run_jobs(todo_now, report=display.ended, configuration=configuration)
         failed += display.failed
         if failed:
             break

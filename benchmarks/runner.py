@@ -7,24 +7,19 @@ needs no shared folder for them.
 from __future__ import annotations
 
 import json
-import platform
 import signal
 import threading
 import time
-import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from benchmarks.experiment import Context, Run, plain, plain_settings, write_atomically
-from benchmarks.jobs import ROOT, Failure, Job, Plan
-
-PACKAGES = ("torch", "numpy", "avalanche-lib", "avl-plugins")
+from benchmarks.jobs import Failure, Job, Plan, versions
 
 
 def backend(plan: Plan) -> dict[str, Any] | None:
@@ -180,12 +175,3 @@ def _log_settings(job: Job, resume: bool) -> None:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter for a number."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        if package != "avl-plugins":
-            return "not installed"
-        return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
