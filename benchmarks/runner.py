@@ -170,8 +170,3 @@ def _log_settings(job: Job, resume: bool) -> None:
     lines = [f"| {name} | {value} |" for name, value in shown.items()]
     with SummaryWriter(str(job.logdir)) as writer:
         writer.add_text("settings", "\n".join(["| setting | value |", "| --- | --- |", *lines]))
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter for a number."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
