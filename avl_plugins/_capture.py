@@ -67,8 +67,7 @@ def restore(strategy: Any, plain: dict[str, Any], device: torch.device | None = 
     Args:
         strategy: The strategy to fill; its model and optimizer grow to the captured shapes.
         plain: What `capture` returned.
-        device: Where tensors of plugins go; `strategy.device` by default. Parameters and optimizer state stay on
-            the device the strategy's model is on.
+        device: Where tensors of plugins go; `strategy.device` by default, where the model and optimizer state go.
 
     Raises:
         ValueError: If the state does not fit; `strategy` is as it was before.

@@ -41,8 +41,8 @@ def model_to_plain(model: nn.Module) -> dict[str, Any]:
 
 
 def model_from_plain(strategy: Any, plain: dict[str, Any]) -> None:
-    """Grow the model to the saved shape and fill it, in place."""
-    model = strategy.model
+    """Move the model to the strategy's device, grow it to the saved shape and fill it, in place."""
+    model = strategy.model.to(strategy.device)  # as train() does, which would leave optimizer state behind
     _grow_heads(model, plain["state"])
     model.load_state_dict(from_plain(plain["state"]))
     modules = dict(model.named_modules())

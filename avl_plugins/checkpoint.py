@@ -71,8 +71,8 @@ def load_checkpoint(
     Args:
         strategy: The strategy to fill, between `train()` and `eval()` calls.
         path: A file written by `save_checkpoint`.
-        map_location: Device for the tensors of plugins, `strategy.device` by default. Parameters and optimizer
-            state go to where the model of `strategy` is, whichever device they were saved from.
+        map_location: Device for the tensors of plugins, `strategy.device` by default. The model and the
+            optimizer's state go to `strategy.device`, whichever device they were saved from.
 
     Returns:
         The number of experiences whose training is complete: go on with `stream[n:]`.

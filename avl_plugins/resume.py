@@ -52,8 +52,7 @@ class Resumable:
     equals an uninterrupted one bit for bit if what is random in it draws from the global generators, or has its
     generator in a `state_dict`.
 
-    A plugin whose `before_training_exp` grows the model must not do it twice for an experience: a resumed
-    experience calls it with the grown model.
+    A resumed experience calls `before_training_exp` with the grown model: a plugin must not grow it twice.
     """
 
     progress: dict[str, Any] | None = None
@@ -173,12 +172,12 @@ class Resumable:
         """Train one epoch, or what is left of the one that is being resumed."""
         strategy: Any = self
         whole = strategy.dataloader
-        if self.progress is not None and self._resuming is None:
-            self.progress["random"] = random_to_plain()
-        elif self.progress is not None and self._resuming is not None:
+        if self.progress is not None and self._resuming is not None:
             start, now = self.progress["random"], self._resuming["random"]
             strategy.dataloader = _Rest(whole, self.progress["iteration"], start, now)
             self._resuming = None
+        elif self.progress is not None:
+            self.progress["random"] = random_to_plain()
         try:
             super().training_epoch(**kwargs)  # type: ignore[misc]
         finally:
@@ -191,14 +190,13 @@ class Resumable:
             self._at_safe_point()
 
     def _after_training_exp(self, **kwargs: Any) -> None:
-        if self.progress is None:
-            raise ValueError("_after_training_exp: there is no experience that has been trained on")
-        for index, plugin in enumerate(self._plugins_at_end()):
-            if index >= self.progress["hooks"]:
-                plugin.after_training_exp(self, **kwargs)
-                self.progress["hooks"] = index + 1
+        progress: Any = self.progress
+        for plugin in self._plugins_at_end()[progress["hooks"] :]:
+            plugin.after_training_exp(self, **kwargs)
+            progress = self.progress  # another dict where a phase has been resumed
+            progress["hooks"] += 1
         if self._resuming is not None:
-            raise ValueError(f"phase {self.progress['phase']!r}, in which the checkpoint was written, was not run")
+            raise ValueError(f"phase {progress['phase']!r}, in which the checkpoint was written, was not run")
         self.progress = None
 
     def _at_safe_point(self) -> None:
@@ -210,10 +208,9 @@ class Resumable:
 
     def _plugins_at_end(self) -> list[Any]:
         """Return the plugins with work to do in `after_training_exp`, in order."""
-        strategy: Any = self
-        hook = "after_training_exp"
-        idle = getattr(BasePlugin, hook)
-        return [p for p in strategy.plugins if hasattr(p, hook) and getattr(type(p), hook, None) is not idle]
+        plugins: list[Any] = self.plugins  # type: ignore[attr-defined]
+        hook, idle = "after_training_exp", BasePlugin.after_training_exp
+        return [p for p in plugins if hasattr(p, hook) and getattr(type(p), hook, None) is not idle]
 
     @contextmanager
     def _hooks_for_setup(self) -> Iterator[None]:
@@ -266,9 +263,8 @@ class CheckpointEvery(SupervisedPlugin):
     def safe_point(self, strategy: Any) -> None:
         """Save where an interval is complete."""
         progress = strategy.progress
-        every, done = self.iterations, progress["iteration"]
-        if done == 0:
-            every, done = self.epochs, progress["epoch"]
+        inside = progress["iteration"] > 0
+        every, done = (self.iterations, progress["iteration"]) if inside else (self.epochs, progress["epoch"])
         if every is not None and done % every == 0:
             save_checkpoint(strategy, self.path)
 

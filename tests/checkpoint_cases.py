@@ -123,19 +123,20 @@ def train_and_evaluate(strategy: Any, stream: Any, test_stream: Any, after: Call
 class Distill(SupervisedPlugin):
     """Training of its own after each experience, in three phases, with state, random numbers and the optimizer."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "distill") -> None:
         super().__init__()
+        self.name = name
         self.calls: list[str] = []
         self.target = torch.zeros(())
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        for index in phase(strategy, "distill: draw", iterations=4):
+        for index in phase(strategy, f"{self.name}: draw", iterations=4):
             self.target = self.target + torch.rand(()) * index
-        for _ in phase(strategy, "distill: fit", epochs=2):
+        for _ in phase(strategy, f"{self.name}: fit", epochs=2):
             strategy._before_training_epoch(**kwargs)
             strategy.training_epoch(**kwargs)
             strategy._after_training_epoch(**kwargs)
-        for _ in phase(strategy, "distill: note", iterations=1):
+        for _ in phase(strategy, f"{self.name}: note", iterations=1):
             self.calls.append(f"{strategy.experience.current_experience} {float(self.target)!r}")
 
     def state_dict(self) -> dict[str, Any]:

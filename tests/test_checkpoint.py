@@ -468,7 +468,6 @@ def test_checkpoints_move_between_devices(tmp_path):
         train_and_evaluate(strategy, digits.train_stream[:2], digits.test_stream)
         save_checkpoint(strategy, tmp_path / "run.pt")
         second = build("ewc", optimizer="adam", device=there)
-        second.model.to(there)
         load_checkpoint(second, tmp_path / "run.pt", map_location=there)
         assert {p.device.type for p in second.model.parameters()} == {there}
         for a, b in zip(strategy.model.parameters(), second.model.parameters(), strict=True):

@@ -118,6 +118,30 @@ def test_finished_hooks_and_phases_are_not_run_again(tmp_path):
     assert whole.progress is second.progress is None
 
 
+def test_killed_again_and_again(tmp_path):
+    """Each start gets five safe points further, through the phases of two plugins with a third between them."""
+
+    def built(seed, number):
+        kill = KillAt(tmp_path / "run.pt", number)
+        return build("resumable", seed=seed, plugins=[Distill("a"), Once(), Distill("b"), kill])
+
+    digits = benchmark()
+    stream = digits.train_stream[:EXPERIENCES]
+    whole = built(3, -1)
+    train_and_evaluate(whole, stream, digits.test_stream)
+    starts, done, strategy = 1, 0, built(3, 5)
+    while True:
+        try:
+            train_and_evaluate(strategy, stream[done:], digits.test_stream)
+            break
+        except Killed:
+            strategy = built(starts, 5)
+            done = load_checkpoint(strategy, tmp_path / "run.pt")
+            starts += 1
+    assert starts == 1 + (len(whole.plugins[3].places) - 1) // 5
+    assert differences(outcome(whole), outcome(strategy)) == []
+
+
 def test_frozen_modes_set_at_the_start_of_the_experience_survive(tmp_path):
     """A plugin that puts BatchNorm into eval mode when an experience starts still has it so after a load."""
 
