@@ -87,9 +87,10 @@ def _section(name: str, scale: str, runs: Sequence[Run], rows: Sequence[Row]) ->
     versions = ", ".join(
         f"{package} {'/'.join(sorted({run.versions.get(package, 'unknown') for run in runs}))}" for package in packages
     )
-    dates = sorted(run.date[:10] for run in runs)
+    dates = sorted({run.date[:10] for run in runs})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     lines.append(
-        f"{len(runs)} runs, {dates[0]} to {dates[-1]}, {sum(run.seconds for run in runs) / 60:.1f} minutes in all; "
+        f"{len(runs)} runs, {when}, {sum(run.seconds for run in runs) / 60:.1f} minutes in all; "
         f"device {_all(runs, 'device')}, threads {_all(runs, 'threads')}; {versions}; commit {_all(runs, 'commit')}."
     )
     return "\n".join(lines)
