@@ -11,9 +11,10 @@ from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.logging import TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
-from avl_plugins import InMemoryLoaderPlugin, load_checkpoint, save_checkpoint
+from avl_plugins import CheckpointEvery, InMemoryLoaderPlugin, Resumable, load_checkpoint, save_checkpoint
 from avl_plugins.loading import batches_in_memory
 from avl_plugins.metrics import capacity_metrics, chaudhry_forgetting_metrics
 from benchmarks.datasets import Arrays, digits, mnist
@@ -40,6 +41,10 @@ def make_evaluator(context: Context, *more_metrics: Any) -> EvaluationPlugin:
         *more_metrics,
         loggers=loggers,
     )
+
+
+class Training(Resumable, SupervisedTemplate):
+    """Avalanche's supervised template, resumable inside an experience; a method's plugin makes it that method."""
 
 
 class ProgressPlugin(SupervisedPlugin):
@@ -176,5 +181,8 @@ def accuracy_matrix(strategy: Any, stream: str = "test") -> list[list[float]]:
 
 
 def default_plugins(context: Context, experiences: int) -> list[SupervisedPlugin]:
-    """The plugins every job has: batches from memory and a progress bar."""
-    return [InMemoryLoaderPlugin(), ProgressPlugin(context, experiences)]
+    """The plugins every job has: batches from memory, a progress bar, and a checkpoint after every epoch."""
+    plugins: list[SupervisedPlugin] = [InMemoryLoaderPlugin(), ProgressPlugin(context, experiences)]
+    if context.checkpoint is not None:
+        plugins.append(CheckpointEvery(context.checkpoint))
+    return plugins

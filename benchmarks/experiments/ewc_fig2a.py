@@ -62,12 +62,18 @@ class Settings:
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
     """Accuracy on all three tasks after every epoch."""
     import torch
-    from avalanche.training import Naive
 
     from avl_plugins import EWCPlugin
     from benchmarks.datasets import permuted
     from benchmarks.models import mlp, optimizer
-    from benchmarks.training import accuracy_curves, default_plugins, load_arrays, make_evaluator, train_stream
+    from benchmarks.training import (
+        Training,
+        accuracy_curves,
+        default_plugins,
+        load_arrays,
+        make_evaluator,
+        train_stream,
+    )
 
     torch.manual_seed(seed)
     arrays = load_arrays(settings.data, context)
@@ -78,7 +84,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         plugins.append(EWCPlugin(ewc_lambda=settings.ewc_lambda, step=settings.step))
     elif arm == "l2":
         plugins.append(EWCPlugin(ewc_lambda=settings.l2_lambda, importance="uniform", step=settings.step))
-    strategy = Naive(
+    strategy = Training(
         model=model,
         optimizer=optimizer(settings.optimizer, model, lr=settings.lr, momentum=settings.momentum),
         train_mb_size=settings.batch_size,

@@ -41,7 +41,7 @@ class Settings:
     """Epochs without a better validation error before a task is stopped."""
     batch_size: int = 128
     """Images in a mini-batch."""
-    lr: float = 3e-4
+    lr: float = 1e-3
     """Learning rate of Adam."""
     ewc_lambda: float = 80.0
     """Lambda of EWC."""
@@ -58,13 +58,13 @@ class Settings:
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
     """Accuracy on all tasks so far after each."""
     import torch
-    from avalanche.training import Naive
 
     from avl_plugins import EWCPlugin
     from benchmarks.datasets import permuted
     from benchmarks.models import mlp, optimizer
     from benchmarks.training import (
         EarlyStoppingOnAllTasks,
+        Training,
         accuracy_matrix,
         default_plugins,
         load_arrays,
@@ -85,7 +85,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     plugins.append(EarlyStoppingOnAllTasks(benchmark.streams["valid"], patience=settings.patience))
     if arm == "ewc":
         plugins.append(EWCPlugin(ewc_lambda=settings.ewc_lambda))
-    strategy = Naive(
+    strategy = Training(
         model=model,
         optimizer=optimizer("adam", model, lr=settings.lr),
         train_mb_size=settings.batch_size,
