@@ -211,13 +211,17 @@ class _Distance(torch.autograd.Function):
             steps = torch._foreach_sub(list(thetas), centres)
             pulls = list(torch._foreach_mul(steps, precisions))
             terms = [torch.dot(s.reshape(-1), p.reshape(-1)) for s, p in zip(steps, pulls, strict=True)]
-        ctx.save_for_backward(*pulls)
+        ctx.save_for_backward(*thetas)
+        ctx.quadratic, ctx.pulls = (precisions, centres), pulls
         return 0.5 * torch.stack([term.to(terms[0]) for term in terms]).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        pulls = ctx.saved_tensors
+        thetas = ctx.saved_tensors  # raises if they have changed since
+        pulls, ctx.pulls = ctx.pulls, None  # given away: autograd then adds the loss's gradient in place
+        if pulls is None:  # a second time through a retained graph
+            pulls = [(t - c) * a for t, a, c in zip(thetas, *ctx.quadratic, strict=True)]
         if grad.device.type == "cpu" and grad == 1:  # as in loss + penalty: spare a pass (elsewhere it would wait)
             return None, None, *pulls
         return None, None, *(grad.to(pull) * pull for pull in pulls)
