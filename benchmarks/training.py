@@ -102,9 +102,8 @@ class EarlyStoppingOnAllTasks(SupervisedPlugin):
         self.best_error, self.bad_checks, self.best = state["best_error"], state["bad_checks"], state["best"]
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Forget the last task's snapshot, unless training goes on inside the task."""
-        if strategy.clock.train_exp_epochs == 0:
-            self.best_error, self.bad_checks, self.best = float("inf"), 0, {}
+        """Forget the last task's snapshot; where training goes on inside the task, its state is restored after this."""
+        self.best_error, self.bad_checks, self.best = float("inf"), 0, {}
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Measure, remember the best, stop when it does not get better."""
