@@ -179,9 +179,9 @@ def accuracy_matrix(strategy: Any, stream: str = "test") -> list[list[float]]:
     return [[curves[task][1][k - task] for task in range(k + 1)] for k in range(len(curves))]
 
 
-def default_plugins(context: Context, experiences: int) -> list[SupervisedPlugin]:
-    """The plugins every job has: batches from memory, a progress bar, and a checkpoint after every epoch."""
+def default_plugins(context: Context, experiences: int, *, resumable: bool = True) -> list[SupervisedPlugin]:
+    """The plugins every job has: batches from memory, a progress bar and, if wanted, a checkpoint each epoch."""
     plugins: list[SupervisedPlugin] = [InMemoryLoaderPlugin(), ProgressPlugin(context, experiences)]
-    if context.checkpoint is not None:
+    if resumable and context.checkpoint is not None:
         plugins.append(CheckpointEvery(context.checkpoint))
     return plugins

@@ -55,34 +55,31 @@ class Settings:
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
     """Overlap of the two tasks' Fishers in each hidden layer, and the accuracies that EWC reached."""
     import torch
-    from avalanche.training import Naive
 
     from avl_plugins import EWCPlugin, diagonal_fisher, fisher_overlap
     from avl_plugins.loading import batches_in_memory
+    from avl_plugins.metrics.ewc import FisherOverlap
     from benchmarks.datasets import permuted
     from benchmarks.models import mlp, optimizer
-    from benchmarks.training import accuracy, default_plugins, load_arrays, make_evaluator
+    from benchmarks.training import Training, accuracy, default_plugins, load_arrays, make_evaluator, train_stream
 
     torch.manual_seed(seed)
     arrays = load_arrays(settings.data, context)
     square = settings.low_square if arm == "low" else settings.high_square
     benchmark = permuted(arrays, 2, seed=seed, square=square)
     model = mlp((arrays.x_train[0].size, *[settings.width] * settings.hidden_layers, arrays.n_classes))
-    ewc = EWCPlugin(ewc_lambda=settings.ewc_lambda)
-    strategy = Naive(
+    at_end_of_task = FisherOverlap()
+    strategy = Training(
         model=model,
         optimizer=optimizer("adam", model, lr=settings.lr),
         train_mb_size=settings.batch_size,
         train_epochs=settings.epochs,
         eval_mb_size=1000,
         device=context.device,
-        plugins=[*default_plugins(context, 2), ewc],
-        evaluator=make_evaluator(context),
+        plugins=[*default_plugins(context, 2), EWCPlugin(ewc_lambda=settings.ewc_lambda)],
+        evaluator=make_evaluator(context, at_end_of_task),
     )
-    at_end_of_task = []
-    for experience in benchmark.train_stream:
-        strategy.train(experience)
-        at_end_of_task.append(ewc.importances)
+    train_stream(strategy, benchmark, context)
     same_weights = [
         diagonal_fisher(model, batches_in_memory(experience.dataset, 1000)) for experience in benchmark.train_stream
     ]
@@ -91,7 +88,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         return [round(overlap, 4) for overlap in fisher_overlap(*fishers).values()][: settings.hidden_layers]
 
     return {
-        "overlap": by_layer(at_end_of_task),
+        "overlap": by_layer(at_end_of_task.fishers),
         "overlap_same_weights": by_layer(same_weights),
         "accuracy": [round(accuracy(model, experience.dataset), 4) for experience in benchmark.test_stream],
     }

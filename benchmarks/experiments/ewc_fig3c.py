@@ -61,29 +61,29 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     """Accuracy under noise, relative to the accuracy without."""
     import numpy as np
     import torch
-    from avalanche.training import Naive
     from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
     from avl_plugins import diagonal_fisher
     from avl_plugins.loading import batches_in_memory
     from benchmarks.datasets import permuted
     from benchmarks.models import mlp, optimizer
-    from benchmarks.training import accuracy, default_plugins, load_arrays, make_evaluator
+    from benchmarks.training import Training, accuracy, default_plugins, load_arrays, make_evaluator, train_stream
 
     torch.manual_seed(seed)
     arrays = load_arrays(settings.data, context)
     benchmark = permuted(arrays, 1, seed=seed, identity_first=True)
     model = mlp((arrays.x_train[0].size, settings.width, settings.width, arrays.n_classes))
-    strategy = Naive(
+    strategy = Training(
         model=model,
         optimizer=optimizer("adam", model, lr=settings.lr),
         train_mb_size=settings.batch_size,
         train_epochs=settings.epochs,
+        eval_mb_size=1000,
         device=context.device,
         plugins=default_plugins(context, 1),
         evaluator=make_evaluator(context),
     )
-    strategy.train(benchmark.train_stream[0])
+    train_stream(strategy, benchmark, context)
     fisher = diagonal_fisher(model, batches_in_memory(benchmark.train_stream[0].dataset, 1000))
     variance = noise_variance(arm, torch.cat([f.flatten() for f in fisher.values()]), settings)
 

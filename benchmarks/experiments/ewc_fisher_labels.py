@@ -86,12 +86,11 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     """Mean accuracy over all tasks at the end, on validation and test images."""
     import torch
     from avalanche.models import SimpleMLP, as_multitask
-    from avalanche.training import Naive
 
     from avl_plugins import EWCPlugin
     from benchmarks.datasets import split
     from benchmarks.models import optimizer
-    from benchmarks.training import default_plugins, load_arrays, make_evaluator
+    from benchmarks.training import Training, default_plugins, load_arrays, make_evaluator
 
     torch.manual_seed(seed)
     estimator, _, value = arm.partition("/lambda=")
@@ -99,7 +98,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     benchmark = split(arrays, settings.tasks, seed=seed, shuffle_classes=True, validation=settings.validation)
     net = SimpleMLP(input_size=arrays.x_train[0].size, hidden_size=settings.width, hidden_layers=2, drop_rate=0)
     model = as_multitask(net, "classifier")
-    plugins = default_plugins(context, settings.tasks)
+    plugins = default_plugins(context, settings.tasks, resumable=False)  # a job takes a minute
     ewc_lambda = None
     if estimator != "none":
         ewc_lambda = float(value) if value else best_lambda(estimator, context.search)
@@ -107,7 +106,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
             ewc_lambda=ewc_lambda, step="proximal", fisher_batch_size=settings.batch_size, **ESTIMATORS[estimator]
         )
         plugins.append(ewc)
-    strategy = Naive(
+    strategy = Training(
         model=model,
         optimizer=optimizer("adam", model, lr=settings.lr),
         train_mb_size=settings.batch_size,
