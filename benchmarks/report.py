@@ -20,7 +20,10 @@ from benchmarks.experiment import (
     find_experiment,
     write_atomically,
 )
+from benchmarks.jobs import RESULTS, ROOT
+from benchmarks.summary import summary, write_readme
 
+README = ROOT / "README.md"
 HEADER = """# Results
 
 Made by `python -m benchmarks report` from the runs in this folder (one JSON file each); do not edit. A run is measured
@@ -158,6 +161,9 @@ def report(results: Path, *, as_json: bool, console: Console) -> int:
         figure.savefig(results / figure_name(name, scale), dpi=120, metadata={"Software": None})
     write_atomically(results / "RESULTS.md", results_text(found).encode())
     console.print(f"Wrote {results / 'RESULTS.md'} and {len(found)} figures.", highlight=False)
+    if results.resolve() == RESULTS.resolve():
+        write_readme(README, summary((row for runs in found.values() for row in rows_of(runs)), RESULTS / "perf.json"))
+        console.print("Wrote the results section of README.md.", highlight=False)
     return 0
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from benchmarks.experiment import Context, Run, find_experiment, plain_settings
 from benchmarks.experiments.ewc_patterns import Settings, measure, rate, slope
 from benchmarks.jobs import RESULTS
-from benchmarks.report import load_runs, report, results_text, rows_of
+from benchmarks.report import README, load_runs, report, results_text, rows_of
+from benchmarks.summary import END, START, summary, write_readme
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +124,22 @@ def test_random_patterns_do_not_depend_on_where_they_were_interrupted(tmp_path):
     resumed = measure(settings, "ewc", 0, Context(checkpoint=tmp_path / "c.pt", resume=True))
     for key, value in whole.items():
         np.testing.assert_array_equal(resumed[key], value)
+
+
+def test_the_readmes_results_are_what_the_committed_runs_give():
+    rows = [row for runs in load_runs(RESULTS).values() for row in rows_of(runs)]
+    if not rows:
+        pytest.skip("no runs are committed yet")
+    section = README.read_text().partition(START)[2].partition(END)[0]
+    assert section.strip() == summary(rows, RESULTS / "perf.json"), "run `python -m benchmarks report`"
+
+
+def test_the_readme_section_is_replaced_and_the_rest_kept(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    write_readme(readme, "new")
+    assert readme.read_text() == f"before\n{START}\n\nnew\n\n{END}\nafter\n"
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="lacks the lines"):
+        write_readme(readme, "new")
+    assert readme.read_text() == "no marks"
