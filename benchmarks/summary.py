@@ -1,4 +1,4 @@
-"""The results section of the README: rows that have a target, and speed, from the files in results/ and nothing else."""
+"""The results section of the README: rows that have a target, and speed, from the files in results/ alone."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def summary(rows: Iterable[Row], perf: Path) -> str:
         for line in record["lines"]:
             ratio = "" if line["ratio"] is None else f"{line['ratio']:.2f}"
             verdict = _verdict({None: None, True: "met", False: "missed"}[line["met"]])
-            cells = (line["what"], number(line["seconds"]), ratio, line["against"], line["target"], verdict)
-            lines.append(f"| {' | '.join(cells)} |")
+            fields = (line["what"], number(line["seconds"]), ratio, line["against"], line["target"], verdict)
+            lines.append(f"| {' | '.join(fields)} |")
     return "\n".join(lines)
 
 

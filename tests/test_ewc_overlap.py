@@ -36,7 +36,7 @@ def test_bad_input_is_named():
     f1, f2 = fishers()
     with pytest.raises(ValueError, match=r"only one has \['scale'\]"):
         fisher_overlap(f1, {n: f for n, f in f2.items() if n != "scale"})
-    with pytest.raises(ValueError, match=r"'0.bias' has shape \(3,\) in f1 and \(1,\) in f2"):
+    with pytest.raises(ValueError, match=r"'0\.bias' has shape \(3,\) in f1 and \(1,\) in f2"):
         fisher_overlap(f1, f2 | {"0.bias": torch.ones(1)})
-    with pytest.raises(ValueError, match="'0.bias' has negative values"):
+    with pytest.raises(ValueError, match=r"'0\.bias' has negative values"):
         fisher_overlap(f1, f2 | {"0.bias": -torch.ones(3)})
