@@ -53,14 +53,14 @@ def train(ewc_lambda: float | None, seed: int, logdir: Path, advance: Callable[[
     """Accuracy on every task after each task: [after][task]."""
     import torch
     from avalanche.core import SupervisedPlugin
-    from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, loss_metrics
+    from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
     from avalanche.logging import TensorboardLogger
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.supervised import Naive
     from torch import nn
 
-    from avl_plugins.ewc.plugin import EWCPlugin
-    from avl_plugins.loading import InMemoryLoaderPlugin
+    from avl_plugins import EWCPlugin, InMemoryLoaderPlugin
+    from avl_plugins.metrics import capacity_metrics, chaudhry_forgetting_metrics, ewc_metrics
     from benchmarks.datasets import digits, permuted
 
     class Advance(SupervisedPlugin):
@@ -80,7 +80,9 @@ def train(ewc_lambda: float | None, seed: int, logdir: Path, advance: Callable[[
     evaluator = EvaluationPlugin(
         accuracy_metrics(epoch=True, experience=True, stream=True),
         loss_metrics(epoch=True),
-        forgetting_metrics(experience=True, stream=True),
+        chaudhry_forgetting_metrics(experience=True, stream=True),
+        capacity_metrics(),
+        ewc_metrics(epoch=True, experience=True, overlap=True) if ewc else [],
         loggers=[TensorboardLogger(tb_log_dir=logdir)],
     )
     strategy = Naive(
