@@ -196,3 +196,19 @@ def test_the_same_jobs_run_on_a_ray_cluster(tmp_path):
         assert run.measurements["signal"] == here["signal"].tolist()
     assert many.returncode == 2
     assert "3 jobs of 1 threads need more than the cluster's 2 cores" in many.stderr
+
+
+def test_perf_compares_every_alternative(tmp_path):
+    out = tmp_path / "perf.json"
+    ran = command("perf", "--data", "digits", "--rounds", "1", "--threads", "1", "--out", out)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    record = json.loads(out.read_text())
+    assert (record["data"], record["threads"], record["rounds"]) == ("digits", 1, 1)
+    lines = {(line["what"], line["against"]): line for line in record["lines"]}
+    assert all(line["seconds"] > 0 for line in lines.values())
+    bare = lines["epoch, bare PyTorch loop", ""]["seconds"]
+    ours = lines["epoch, ours", "bare loop"]
+    assert ours["ratio"] == pytest.approx(ours["seconds"] / bare)
+    assert ours["met"] == (ours["ratio"] <= 1.8)
+    assert len([line for line in lines.values() if line["target"]]) == 10
+    assert "epoch, ours" in ran.stdout
