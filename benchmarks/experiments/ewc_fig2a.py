@@ -4,7 +4,7 @@ The paper: 2 hidden layers of 400 ReLU units, no dropout, 20 epochs a task, lear
 SGD forgets, a quadratic penalty with the same strength for all weights ("L2") keeps the first task and cannot learn
 the next ones, EWC does both.
 
-What we do: the same net and epochs, SGD at 0.05, batch 128, the exact Fisher over all training images, accuracies on the
+What we do: the same net and epochs, SGD at 0.05, batch 128, the exact Fisher of all training images, accuracies on the
 test set. Strengths were chosen on 5,000 held-out training images, one seed: lambda 30 and 300 (8 epochs) and 60 (20
 epochs) for EWC; 0.01 and 0.1 (8 epochs) for L2, of which 0.1 is the one that keeps A as the paper's does.
 Deviations: the paper's batch size, optimizer and strengths are not stated and its learning rate cannot give its curve

@@ -9,9 +9,9 @@ What we do: the same on a trained MNIST classifier; noise is drawn anew for ever
 score is test accuracy over unperturbed test accuracy. "Null space" are the weights with hardly any Fisher.
 Deviations: a classifier, not an agent. How the three covariances are scaled, the damping and the null space's threshold
 are not stated. We take the noise's standard deviation to be that of a weight whose Fisher is zero: sigma^2 I, the same
-within the null space, and sigma^2 damping (F + damping)^-1. The damping is a thousandth of the mean Fisher, and the null
-space are the weights whose Fisher is below it (a tenth and a hundredth give smaller ratios). Rows "at equal norm"
-compare the root mean variance over all weights instead; there the damping matters little.
+within the null space, and sigma^2 damping (F + damping)^-1. The damping is a thousandth of the mean Fisher, and the
+weights whose Fisher is below it are the null space (with a tenth and a hundredth the ratios are smaller). Rows "at
+equal norm" compare the root mean variance over all weights instead; there the damping matters little.
 """
 
 from __future__ import annotations
