@@ -174,6 +174,7 @@ def clear(todo: Sequence[Job]) -> int:
     for job in old:
         job.result.unlink()
     for job in todo:
+        job.progress.unlink(missing_ok=True)  # of an interrupted run: the job has yet to start in this one
         if not job.plan.resume:
             job.clear_unfinished()
     return len(old)
