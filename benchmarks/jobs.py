@@ -106,8 +106,9 @@ class Job:
         return self.checkpoint.with_suffix(".seconds")
 
     def clear_unfinished(self) -> None:
-        """Forget unfinished work."""
-        for path in (self.checkpoint, self.clock):
+        """Forget unfinished work, and what a kill in the middle of writing it left behind."""
+        half_written = self.checkpoint.parent.glob(f".{self.checkpoint.name}.*")
+        for path in (self.checkpoint, self.clock, *half_written):
             path.unlink(missing_ok=True)
 
     @property

@@ -225,3 +225,13 @@ def test_the_paper_s_derived_numbers_follow_from_the_read_ones():
         for key in keys:
             assert len(numbers[table][key]) == len(numbers[table]["tasks" if table == "fig2b" else "layers"])
     assert numbers["fig3c"]["half_ratio"] == pytest.approx(5.4e-2 / 3.8e-3, abs=0.3)
+
+
+def test_nothing_is_left_of_a_job_killed_in_the_middle_of_a_write(tmp_path):
+    job = Job(make_plan(tmp_path), "good", 0)
+    name = job.checkpoint.name
+    job.checkpoint.parent.mkdir(parents=True)
+    for written in (name, f".{name}.partial", f".{name}.7.tmp", ".other.pt.7.tmp"):
+        (job.checkpoint.parent / written).write_text("half")
+    job.clear_unfinished()
+    assert [path.name for path in job.checkpoint.parent.iterdir()] == [".other.pt.7.tmp"]
