@@ -163,7 +163,7 @@ def figure(runs: Sequence[Run]) -> Figure:
         means = np.array([run.measurements["mean"] for run in runs if run.arm == arm])
         if len(means):
             x = np.arange(1, means.shape[1] + 1)
-            panel.plot(x, means.mean(0), "-o", ms=4, color=colour, label=f"{label}, measured ({len(means)} seeds)")
+            panel.plot(x, means.mean(0), "-o", ms=4, color=colour, label=f"{label}, measured, {len(means)} seed(s)")
             panel.fill_between(x, means.min(0), means.max(0), color=colour, alpha=0.2, lw=0)
     panel.axhline(numbers["single_task"], color="grey", ls="--", lw=1, label="one task, paper")
     single = [mean_after(run, 1) for run in runs if run.arm == "single"]
