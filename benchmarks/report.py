@@ -85,6 +85,7 @@ def _section(name: str, scale: str, runs: Sequence[Run], rows: Sequence[Row]) ->
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
     lines.append(f"\n![{name}]({figure_name(name, scale)})\n")
+    lines.append(f"{_method(find_experiment(name).description)}\n")
     lines.append(f"Settings: {_settings(runs)}.\n")
     packages = sorted({package for run in runs for package in run.versions})
     versions = ", ".join(
@@ -97,6 +98,12 @@ def _section(name: str, scale: str, runs: Sequence[Run], rows: Sequence[Row]) ->
         f"device {_all(runs, 'device')}, threads {_all(runs, 'threads')}; {versions}; commit {_all(runs, 'commit')}."
     )
     return "\n".join(lines)
+
+
+def _method(description: str) -> str:
+    """What we do and how it departs from the paper: the description from there on, each part a paragraph."""
+    text = description[max(0, description.find("What we do:")) :]
+    return " ".join(text.split()).replace(" Deviations:", "\n\nDeviations:")
 
 
 def cells(row: Row) -> list[str]:
