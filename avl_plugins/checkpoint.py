@@ -11,6 +11,7 @@ The resumed run ends with the weights and metrics of an uninterrupted one, bit f
 
 import hashlib
 import os
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -160,5 +161,10 @@ def _digest(state: Any) -> str:
 def _reopen(logger: TensorboardLogger, *, purge_step: int) -> None:
     old = logger.writer
     old.close()
+    # TensorBoard reads a folder's files in the order of their names, which begin with a whole second: the new file has
+    # to come last, or its purge would discard nothing.
+    stamps = [int(f.name.split(".")[3]) for f in Path(old.log_dir).glob("events.out.tfevents.*")]
+    if max(stamps, default=0) == int(time.time()):
+        time.sleep(1 - time.time() % 1)
     logger.writer = SummaryWriter(old.log_dir, purge_step=purge_step, filename_suffix=old.filename_suffix)
     weakref.finalize(logger, SummaryWriter.close, logger.writer)

@@ -257,6 +257,58 @@ def test_dense_outputs_sum_over_pixels_and_skip_the_ignored():
         diagonal_fisher(model, [(x, y)])
 
 
+class Experts(nn.Module):
+    """Each row goes through one of two layers, so that a class-sorted stream shows the second one late."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 3), nn.Linear(5, 3)
+
+    def forward(self, x):
+        first = x[:, 0] > 0
+        return (
+            torch.zeros(len(x), 3, dtype=x.dtype)
+            .index_put((first,), self.a(x[first]))
+            .index_put((~first,), self.b(x[~first]))
+        )
+
+
+class Cell(nn.Module):
+    """A recurrent net made of a linear layer, called once for sequences of length 1 and more often for longer ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.Linear(4 + 5, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        h = torch.zeros(len(x), 5, dtype=x.dtype)
+        for t in range(x.shape[1]):
+            h = self.cell(torch.cat([x[:, t], h], 1)).tanh()
+        return self.out(h)
+
+
+def test_parameters_that_only_later_samples_use_count():
+    torch.manual_seed(0)
+    model, x = Experts().double(), torch.randn(12, 5, dtype=torch.float64)
+    x = x[x[:, 0].argsort()]
+    y = torch.zeros(12).long()
+    expected = fisher_reference(model, x)
+    assert min(float(f.max()) for f in expected.values()) > 0
+    for ordered in (x, x.flip(0)):
+        assert_same(diagonal_fisher(model, batches(ordered, y, 3)), expected)
+
+
+def test_layers_that_later_batches_call_more_often_are_not_left_to_their_rule():
+    torch.manual_seed(0)
+    model = Cell().double()
+    short, long = (torch.randn(3, length, 4, dtype=torch.float64) for length in (1, 4))
+    y = torch.zeros(3).long()
+    one, two = fisher_reference(model, short), fisher_reference(model, long)
+    expected = {n: (one[n] + two[n]) / 2 for n in one}
+    assert_same(diagonal_fisher(model, [(short, y), (long, y)]), expected)
+    assert_same(diagonal_fisher(model, [(long, y), (short, y)]), expected)
+
+
 def test_batch_is_the_square_of_the_mean_gradient():
     model, x, y = make("mlp with batch norm and dropout")
     expected = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
@@ -414,6 +466,11 @@ def test_half_precision_adds_up_in_single():
         ({"model": nn.Linear(5, 3).requires_grad_(False)}, ValueError, "no parameter that requires gradients"),
         ({"model": nn.Sequential(nn.Linear(5, 1), nn.Flatten(0))}, ValueError, "likelihood='bernoulli'"),
         ({"model": nn.Sequential(nn.Flatten(0), nn.Linear(10, 3))}, TypeError, "a row a sample"),
+        (
+            {"model": nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, track_running_stats=False))},
+            ValueError,
+            r"layer '1' \(BatchNorm1d\) has no running statistics",
+        ),
     ],
 )
 def test_bad_input_is_named(change, error, message):

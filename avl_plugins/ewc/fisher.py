@@ -68,7 +68,7 @@ def diagonal_fisher(
 
     Raises:
         ValueError: no sample, no parameter that requires gradients, an unknown `labels` or `likelihood`, "exact" for
-            dense outputs, or a Fisher that is not finite (named).
+            dense outputs, BatchNorm without running statistics, or a Fisher that is not finite (named).
         TypeError: batches or outputs of another form.
     """
     if labels not in get_args(Labels):
@@ -79,6 +79,8 @@ def diagonal_fisher(
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not params:
         raise ValueError("the model has no parameter that requires gradients, so there is no Fisher to compute")
+    if labels != "batch":
+        _refuse_batch_statistics(model)
     if generator is None:
         generator = torch.Generator().manual_seed(torch.initial_seed())
     device = next(iter(params.values())).device
@@ -118,6 +120,15 @@ def diagonal_fisher(
                 "NaN; check the parameters and the inputs"
             )
     return fisher
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"layer {name!r} ({type(module).__name__}) has no running statistics, so its outputs depend on the "
+                "whole batch and a single sample has no gradient of its own: build it with track_running_stats=True"
+            )
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -3,8 +3,8 @@
 All three compute, for every parameter, sum_{c, n} (J_n^T g[c, n])^2 with J_n the Jacobian of the outputs for sample n
 and g the scores (likelihood.py). `SquaredGradients` picks the cheapest one that is right:
 
-1. rules (rules.py) for the layers that have one and are called once a forward pass on inputs of N rows, checked
-   against the definition on the first two samples seen;
+1. rules (rules.py) for the layers that have one and are called once a forward pass on inputs of N rows, in every pass,
+   checked against the definition on the first two samples seen;
 2. vmap, in bounded memory, for all other parameters that the outputs depend on;
 3. a loop over samples where vmap cannot (nn.RNN and nn.GRU, for example), which is logged once.
 """
@@ -21,6 +21,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from avl_plugins.ewc.rules import MAX_ELEMENTS, Rule, find_rule
+from avl_plugins.ewc.selection import leaves
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class SquaredGradients:
             task: the task label of the whole batch, for a multi-task model.
         """
         if task not in self.plans:
-            self.plans[task] = _make_plan(self.model, self.params, x[:2], task)
+            self.plans[task] = _Plan(self.model, self.params, x[:2], task)
         plan = self.plans[task]
         totals: Sums = {}
         start = 0
@@ -62,86 +63,96 @@ class SquaredGradients:
         return totals
 
     def _part(self, plan: _Plan, x: Tensor, y: Tensor | None, task: int | None, totals: Sums) -> None:
-        if plan.rules:
-            with _capture(plan.rules) as calls:
-                z = _outputs(self.model, x, task)
-            scores = self.scores(z.detach(), y)
-            if scores:
-                _add(totals, _by_rules(plan, self.params, calls, z, scores))
-        else:
-            with torch.no_grad():
-                z = _outputs(self.model, x, task)
-            scores = self.scores(z, y)
-        if plan.rest and scores:
-            per_sample = _by_loop if plan.loop else _by_vmap
-            rest = {n: self.params[n] for n in plan.rest}
-            _add(totals, per_sample(self.model, rest, x, task, scores))
+        with _capture(plan.rules) as calls:
+            z = _outputs(self.model, x, task)
+        plan.revise(calls, z, len(x))
+        scores = self.scores(z.detach(), y)
         plan.scores = max(plan.scores, len(scores))
+        if scores:
+            _add(totals, _by_rules(plan.rules, self.params, calls, z, scores))
+            if plan.rest:
+                _add(totals, self._without_rules(plan, x, task, scores))
+
+    def _without_rules(self, plan: _Plan, x: Tensor, task: int | None, scores: list[Tensor]) -> Sums:
+        rest = {n: p for n, p in self.params.items() if n in plan.rest}
+        if not plan.loop:
+            with _failing_module(self.model) as failing:
+                try:
+                    return _by_vmap(self.model, rest, x, task, scores)
+                except Exception as error:
+                    plan.loop = True
+                    log.info(
+                        "vmap cannot batch per-sample gradients through %s (%s); using one backward pass a sample, "
+                        "which is slow: pass max_samples to bound it",
+                        failing(),
+                        str(error).split("\n")[0],
+                    )
+        return _by_loop(self.model, rest, x, task, scores)
 
 
 class _Plan:
-    """Which parameters are handled how, for one task label."""
+    """Which parameters are handled how, for one task label: made on one or two samples, revised when others differ.
 
-    def __init__(self) -> None:
-        self.rules: dict[str, tuple[nn.Module, Rule]] = {}  # by the layer's name in the model
-        self.rest: list[str] = []  # parameters for vmap or the loop
+    Attributes:
+        rules: layers and their rules, by the layer's name in the model.
+        rest: names of the other parameters that the outputs depend on, for vmap or the loop.
+        loop: whether vmap has failed.
+        scores: the most scores that a sample has had so far; 0 means not known yet.
+    """
+
+    def __init__(self, model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None):
+        self.params = params
+        self.rules: dict[str, tuple[nn.Module, Rule]] = {}
+        self.rest: set[str] = set()
         self.loop = False
-        self.elements = 0  # of the rules' layer outputs for one sample and score
-        self.scores = 0  # the most that a sample has had so far; 0 = not known yet
+        self.scores = 0
+        layers = {n: (layer, rule) for n, layer in model.named_modules() if (rule := find_rule(layer))}
+        self.rules = {n: found for n, found in layers.items() if self.own(n, found[0])}
+        with _capture(self.rules) as calls:
+            z = _outputs(model, x, task)
+        if not isinstance(z, Tensor) or z.ndim == 0 or len(z) != len(x):
+            what = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+            raise TypeError(f"the model must return one tensor with a row a sample ({len(x)}), got {what}")
+        self.rules = {n: found for n, found in self.rules.items() if n in calls}
+        self.revise(calls, z, len(x))
+        self._drop_wrong_rules(model, calls, z, x, task)
+        sizes = [calls[n][0].output.numel() // len(x) for n in self.rules]
+        self.elements = z.numel() // len(x) + sum(sizes)
 
     @property
     def samples_at_once(self) -> int:
         """How many samples' output gradients fit in memory; one to begin with, to learn how many scores there are."""
         return max(1, MAX_ELEMENTS // max(1, self.scores * self.elements)) if self.scores else 1
 
+    def own(self, name: str, layer: nn.Module) -> list[str]:
+        """Names of a layer's own trainable parameters."""
+        prefix = f"{name}." if name else ""
+        return [prefix + n for n, _ in layer.named_parameters(recurse=False) if prefix + n in self.params]
 
-def _make_plan(model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None) -> _Plan:
-    """Try the rules on one or two samples and keep those that agree with the definition."""
-    plan = _Plan()
-    layers = {name: (layer, rule) for name, layer in model.named_modules() if (rule := find_rule(layer))}
-    with _capture(layers) as calls:
-        z = _outputs(model, x, task)
-    if not isinstance(z, Tensor) or len(z) != len(x):
-        what = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
-        raise TypeError(f"the model must return one tensor with a row a sample ({len(x)}), got {what}")
-    if not z.requires_grad:
-        return plan
-    gradients = torch.autograd.grad(z.sum(), list(params.values()), retain_graph=True, allow_unused=True)
-    used = [n for n, g in zip(params, gradients, strict=True) if g is not None]
+    def revise(self, calls: dict[str, list[_Call]], z: Tensor, rows: int) -> None:
+        """Take layers that this pass used otherwise off the rules, and take in parameters that none has used before."""
+        for name, its_calls in calls.items():
+            if len(its_calls) != 1 or not its_calls[0].fits(rows):
+                self.rest.update(self.own(name, self.rules.pop(name)[0]))
+        used = leaves(z)
+        ruled = {p for name, (layer, _) in self.rules.items() for p in self.own(name, layer)}
+        self.rest.update(n for n, p in self.params.items() if id(p) in used and n not in ruled)
 
-    def own(layer_name: str, layer: nn.Module) -> list[str]:
-        prefix = f"{layer_name}." if layer_name else ""
-        return [prefix + n for n, p in layer.named_parameters(recurse=False) if prefix + n in used]
-
-    once = {n: c[0] for n, c in calls.items() if len(c) == 1 and c[0].fits(len(x)) and own(n, layers[n][0])}
-    plan.rules = {n: layers[n] for n in once}
-    if once:
+    def _drop_wrong_rules(
+        self, model: nn.Module, calls: dict[str, list[_Call]], z: Tensor, x: Tensor, task: int | None
+    ) -> None:
+        """Compare every rule with the definition: the layer's weight may be used outside the layer, for example."""
+        if not self.rules or not z.requires_grad:
+            return
         generator = torch.Generator().manual_seed(0)
         scores = [torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)]
-        found = _by_rules(plan, params, {n: calls[n] for n in once}, z, scores)
-        names = {n: own(n, layers[n][0]) for n in once}
-        flat = {p: params[p] for ps in names.values() for p in ps}
-        truth = _by_loop(model, flat, x, task, scores)
-        for n, ps in names.items():
+        names = {n: self.own(n, layer) for n, (layer, _) in self.rules.items()}
+        found = _by_rules(self.rules, self.params, calls, z, scores)
+        truth = _by_loop(model, {p: self.params[p] for ps in names.values() for p in ps}, x, task, scores)
+        for name, ps in names.items():
             if not all(p in found and _close(found[p], truth[p]) for p in ps):
-                del plan.rules[n]
-        plan.elements = sum(c.output.numel() // len(x) for n, c in once.items() if n in plan.rules)
-    ruled = {p for n, (layer, _) in plan.rules.items() for p in own(n, layer)}
-    plan.rest = [n for n in used if n not in ruled]
-    if plan.rest:
-        rest = {n: params[n] for n in plan.rest}
-        with _failing_module(model) as failing:
-            try:
-                _by_vmap(model, rest, x, task, [torch.ones_like(z).detach()])
-            except Exception as error:
-                plan.loop = True
-                log.info(
-                    "vmap cannot batch per-sample gradients through %s (%s); using one backward pass a sample, "
-                    "which is slow: pass max_samples to bound it",
-                    failing(),
-                    str(error).split("\n")[0],
-                )
-    return plan
+                del self.rules[name]
+                self.rest.update(ps)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -195,18 +206,22 @@ def _capture(layers: dict[str, tuple[nn.Module, Rule]]) -> Iterator[dict[str, li
 
 @torch.no_grad()
 def _by_rules(
-    plan: _Plan,
+    rules: dict[str, tuple[nn.Module, Rule]],
     params: dict[str, nn.Parameter],
     calls: dict[str, list[_Call]],
     z: Tensor,
     scores: list[Tensor],
 ) -> Sums:
-    names = [n for n in plan.rules if n in calls]
+    names = [n for n in rules if n in calls]
+    if not names or not z.requires_grad:
+        return {}
     outputs = [calls[n][0].output for n in names]
-    by_layer = zip(*(torch.autograd.grad(z, outputs, g, retain_graph=True) for g in scores), strict=True)
+    each = (
+        torch.autograd.grad(z, outputs, g, retain_graph=True, allow_unused=True, materialize_grads=True) for g in scores
+    )
     sums: Sums = {}
-    for name, grads in zip(names, by_layer, strict=True):
-        layer, rule = plan.rules[name]
+    for name, grads in zip(names, zip(*each, strict=True), strict=True):
+        layer, rule = rules[name]
         for p, total in rule(layer, calls[name][0].input, torch.stack(grads)).items():
             full = f"{name}.{p}" if name else p
             if full in params:
