@@ -79,6 +79,11 @@ class Run:
     date: str
     measurements: Mapping[str, Any]
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Settings and data: what runs of one table have in common."""
+        return {**self.settings, "data": self.data}
+
     def save(self, path: Path) -> None:
         """Write the run to `path`: the old file or the whole new one is there at any moment."""
         text = json.dumps(dataclasses.asdict(self), indent=1, default=_plain) + "\n"
@@ -99,7 +104,8 @@ class Row:
 
     `mean` and `stderr` are over `seeds` runs (None where there are none, or one), `minutes` is the mean wall time of
     one run, `target` is readable text and `met` is "met", "missed", "undecided" (a comparison whose 95 % interval
-    holds the target) or None (no target, or nothing measured yet). `note` says what departs from the paper.
+    holds the target, or a mean that reaches it over too few seeds) or None (no target, or nothing measured yet). `note`
+    says what departs from the paper.
     """
 
     experiment: str
@@ -165,6 +171,11 @@ def plain_settings(settings: Any) -> dict[str, Any]:
 def plain(value: Mapping[str, Any]) -> dict[str, Any]:
     """Mapping as JSON gives it back; a TypeError names what does not fit."""
     return json.loads(json.dumps(value, default=_plain))
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that are not the same in both, sorted."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def file_name(arm: str, seed: int) -> str:

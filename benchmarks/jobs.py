@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiment import Experiment, Run, file_name, plain_settings
+from benchmarks.experiment import Experiment, Run, differing, file_name, plain_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "numpy", "avalanche-lib", "avl-plugins")
@@ -64,6 +64,11 @@ class Plan:
     def threads_each(self) -> int:
         """Threads of one job."""
         return self.threads or max(1, cores() // self.jobs)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What the runs' `conditions` will be."""
+        return {"data": self.experiment.data} | plain_settings(self.settings)
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,8 @@ def open_jobs(jobs: Sequence[Job]) -> tuple[list[Job], list[Run]]:
     """Split jobs into those still to run and the runs of those that have ended.
 
     Raises Refused where that would discard something: without `resume`, any result or unfinished work; with it, a
-    result under other settings. `overwrite` alone starts all of them again.
+    result under other settings. `overwrite` alone starts all of them again. Raises it, too, where a result that none of
+    the jobs replaces has other settings and would share a table with them.
     """
     files = [job.result for job in jobs]
     if len(set(files)) < len(files):
@@ -145,13 +151,11 @@ def open_jobs(jobs: Sequence[Job]) -> tuple[list[Job], list[Run]]:
         plan = job.plan
         run = Run.load(job.result) if job.result.exists() else None
         if run is not None and plan.resume:
-            wanted = plain_settings(plan.settings)
-            if run.settings == wanted:
+            other = differing(run.conditions, plan.conditions)
+            if not other:
                 kept.append(run)
                 continue
             if not plan.overwrite:
-                names = wanted.keys() | run.settings.keys()
-                other = sorted(name for name in names if wanted.get(name) != run.settings.get(name))
                 raise Refused(
                     f"{job.result} was measured with other settings ({', '.join(other)}). "
                     "--overwrite measures it again, --out keeps both."
@@ -163,6 +167,14 @@ def open_jobs(jobs: Sequence[Job]) -> tuple[list[Job], list[Run]]:
                 "--overwrite measures again."
             )
         todo.append(job)
+    for folder in {file.parent for file in files}:
+        for path in sorted(set(folder.glob("*.json")) - set(files)):
+            if other := differing(Run.load(path).conditions, jobs[0].plan.conditions):
+                raise Refused(
+                    f"{path} was measured with other settings ({', '.join(other)}) and would share a table with these "
+                    "jobs. --out keeps them apart; --overwrite with its arm and seed among the jobs measures it again; "
+                    "or remove it."
+                )
     return todo, kept
 
 

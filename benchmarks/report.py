@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +15,7 @@ from benchmarks.experiment import (
     SCALES,
     Row,
     Run,
+    differing,
     experiment_names,
     find_experiment,
     write_atomically,
@@ -30,8 +30,9 @@ Made by `python -m benchmarks report` from the runs in this folder (one JSON fil
 by `python -m benchmarks run NAME --scale SCALE --seeds N`.
 
 *measured* is the mean over seeds ± its standard error; *minutes* is the mean wall time of one run. A target for a
-single arm is met when the mean reaches it. A difference of two arms, over the seeds both have, is met or missed when
-its 95 % t interval says so and else undecided. Accuracies are fractions of the test set unless a row says otherwise.
+single arm is met when the mean over at least 3 seeds reaches it, and undecided while fewer seeds do. A difference of
+two arms, over the seeds both have, is met or missed when its 95 % t interval says so and else undecided. Accuracies are
+fractions of the test set unless a row says otherwise.
 """
 
 
@@ -47,8 +48,15 @@ def load_runs(results: Path) -> dict[tuple[str, str], list[Run]]:
 
 
 def load_scale(results: Path, name: str, scale: str) -> list[Run]:
-    """Runs of one experiment at one scale, by arm and seed."""
-    runs = [Run.load(path) for path in (results / name / scale).glob("*.json")]
+    """Runs of one experiment at one scale, by arm and seed; a ValueError names settings in which they differ."""
+    paths = sorted((results / name / scale).glob("*.json"))
+    runs = [Run.load(path) for path in paths]
+    for path, run in zip(paths, runs, strict=True):
+        if other := differing(run.conditions, runs[0].conditions):
+            raise ValueError(
+                f"{path} and {paths[0].name} were measured with different settings ({', '.join(other)}), which one "
+                "table must not mix; measure one of them again with --overwrite, or keep them apart with --out"
+            )
     return sorted(runs, key=lambda run: (run.arm, run.seed))
 
 
@@ -86,7 +94,7 @@ def _section(name: str, scale: str, runs: Sequence[Run], rows: Sequence[Row]) ->
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
     lines.append(f"\n![{name}]({figure_name(name, scale)})\n")
     lines.append(f"{_method(find_experiment(name).description)}\n")
-    lines.append(f"Settings: {_settings(runs)}.\n")
+    lines.append(f"Settings: {_settings(runs[0])}.\n")
     packages = sorted({package for run in runs for package in run.versions})
     versions = ", ".join(
         f"{package} {'/'.join(sorted({run.versions.get(package, 'unknown') for run in runs}))}" for package in packages
@@ -178,17 +186,5 @@ def _all(runs: Sequence[Run], field: str) -> str:
     return ", ".join(sorted({str(getattr(run, field)) for run in runs}))
 
 
-def _settings(runs: Sequence[Run]) -> str:
-    """Every setting once; where runs differ, each value with its arms."""
-    parts = []
-    for name in dict.fromkeys(name for run in runs for name in run.settings):
-        arms: dict[str, list[Any]] = {}
-        for run in runs:
-            arms.setdefault(json.dumps(run.settings.get(name)), []).append(run.arm)
-        if len(arms) == 1:
-            parts.append(f"{name} {next(iter(arms))}")
-        else:
-            parts.append(
-                f"{name} " + " / ".join(f"{value} ({', '.join(dict.fromkeys(own))})" for value, own in arms.items())
-            )
-    return ", ".join(f"`{part}`" for part in parts)
+def _settings(run: Run) -> str:
+    return ", ".join(f"`{name} {json.dumps(value)}`" for name, value in run.settings.items())

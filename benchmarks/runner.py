@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiment import Context, Run, plain, plain_settings, write_atomically
+from benchmarks.experiment import Context, Run, plain, plain_settings
 from benchmarks.jobs import Failure, Job, Plan, versions
 
 
@@ -91,31 +91,29 @@ def run_job(job: Job) -> Run | Failure:
         device, device_name = _device(plan.device, plan.threads_each)
         _log_settings(job, resume)
         job.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter() - (_seconds_before(job) if resume else 0.0)
+        progress = ProgressFile(job, started)
         context = Context(
             device=device,
             threads=plan.threads_each,
             logdir=job.logdir,
             checkpoint=job.checkpoint,
             resume=resume,
-            progress=ProgressFile(job.progress),
+            progress=progress,
             search=job.search,
             data_root_override=plan.data_root,
         )
-        started = time.perf_counter() - (_seconds_before(job) if resume else 0.0)
         try:
             measurements = plan.experiment.measure(plan.settings, job.arm, job.seed, context)
         finally:
-            seconds = time.perf_counter() - started
-            if job.checkpoint.exists():
-                write_atomically(job.clock, repr(seconds).encode())
-        settings = plain_settings(plan.settings)
+            seconds = progress.note_seconds()
         return Run(
             experiment=plan.experiment.name,
             scale=plan.scale,
             arm=job.arm,
             seed=job.seed,
-            settings=settings,
-            data=settings.get("data") or plan.experiment.data,
+            settings=plain_settings(plan.settings),
+            data=plan.conditions["data"],
             versions=versions(),
             device=device_name,
             threads=plan.threads_each,
@@ -129,10 +127,10 @@ def run_job(job: Job) -> Run | Failure:
 
 
 class ProgressFile:
-    """A progress callback that leaves the latest state in a file, at most five times a second."""
+    """A progress callback that leaves the latest state and the seconds so far in files, at most five times a second."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, job: Job, started: float) -> None:
+        self.job, self.started = job, started
         self.next = 0.0
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
@@ -140,9 +138,22 @@ class ProgressFile:
         now = time.monotonic()
         if now >= self.next or done >= total:
             self.next = now + 0.2
-            temporary = self.path.with_suffix(".progress-new")
-            temporary.write_text(json.dumps([done, total, text]))
-            temporary.replace(self.path)
+            _replace(self.job.progress, json.dumps([done, total, text]))
+            self.note_seconds()
+
+    def note_seconds(self) -> float:
+        """Seconds so far; stored once there is something to resume, as a killed job has no last word."""
+        seconds = time.perf_counter() - self.started
+        if self.job.checkpoint.exists():
+            _replace(self.job.clock, repr(seconds))
+        return seconds
+
+
+def _replace(path: Path, text: str) -> None:
+    """Readers find the old text or the new; not flushed to disk, which is too slow for so often."""
+    temporary = path.with_name(f"{path.name}-new")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _seconds_before(job: Job) -> float:

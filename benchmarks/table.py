@@ -20,12 +20,14 @@ def mean_row(
     value: Callable[[Run], float] | None = None,
     paper: float | None = None,
     target: Target | None = None,
+    min_seeds: int = 3,
     note: str = "",
 ) -> Row:
     """Mean and standard error of one measurement of one arm over its seeds.
 
-    The number of a run is `value(run)`, by default `run.measurements[metric]`. The target is met when the mean
-    reaches it. Without runs the row says so: `mean` None, `seeds` 0, `met` None.
+    The number of a run is `value(run)`, by default `run.measurements[metric]`. The target is met when the mean over
+    at least `min_seeds` seeds reaches it; over fewer that is "undecided", while a miss is a miss. Without runs the row
+    says so: `mean` None, `seeds` 0, `met` None.
     """
     read = value or (lambda run: run.measurements[metric])
     own = sorted((run for run in runs if run.arm == arm), key=lambda run: run.seed)
@@ -34,6 +36,8 @@ def mean_row(
     if target is not None and numbers:
         mean = fmean(numbers)
         met = _judge(mean, mean, target)
+        if met == "met" and len(numbers) < min_seeds:
+            met = "undecided"
     return _row(runs, own, arm, metric, numbers, paper, target, met, note)
 
 

@@ -79,12 +79,12 @@ class EarlyStoppingOnAllTasks(SupervisedPlugin):
     """Early stopping as in Kirkpatrick et al. 2017, appendix 4.1.
 
     After each epoch the error on the validation sets of all tasks so far is measured; when it has not improved for
-    `patience` checks, training on the task stops. At the end of a task the model goes back to its best snapshot. Put
-    it before `EWCPlugin`, which has to see that model.
+    more than `patience` checks, training on the task stops. At the end of a task the model goes back to its best
+    snapshot. Put it before `EWCPlugin`, which has to see that model.
 
     Args:
         streams: the validation stream; its first k experiences are those of the first k tasks.
-        patience: checks without improvement before a task is stopped.
+        patience: checks without improvement that a task may take; one more stops it.
     """
 
     def __init__(self, streams: Sequence[Any], *, patience: int):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from benchmarks.experiment import (
 from benchmarks.jobs import Failure, Job, Plan, Refused, cores, open_jobs
 from benchmarks.papers import paper
 from benchmarks.run import make_jobs, parse
-from benchmarks.runner import run_jobs
+from benchmarks.runner import ProgressFile, run_jobs
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,27 @@ def test_an_interrupted_job_goes_on_from_its_checkpoint(tmp_path):
     assert not jobs[1].checkpoint.exists()
 
 
+def test_the_seconds_of_a_killed_job_are_known_as_soon_as_it_can_be_resumed(tmp_path):
+    job = Job(make_plan(tmp_path), "good", 0)
+    job.checkpoint.parent.mkdir(parents=True)
+    progress = ProgressFile(job, started=time.perf_counter() - 100)
+    progress(1, 4)
+    assert not job.clock.exists()  # nothing to resume
+    job.checkpoint.write_text("[2, 1]")
+    progress(2, 4)  # too soon after the last
+    assert not job.clock.exists()
+    progress.next = 0.0
+    progress(2, 4)
+    assert 100 <= float(job.clock.read_text()) < 160
+    assert json.loads(job.progress.read_text()) == [2, 4, ""]
+
+    # Killed here, without a last word.
+    resumed = dataclasses.replace(job, plan=make_plan(tmp_path, resume=True, threads=1))
+    runs, _ = run_all([resumed])
+    assert runs[0].measurements["resumed"] is True
+    assert 100 <= runs[0].seconds < 160
+
+
 def test_nothing_is_replaced_unless_told_to(tmp_path):
     plan = make_plan(tmp_path, threads=1)
     job = Job(plan, "good", 0)
@@ -148,6 +170,29 @@ def test_nothing_is_replaced_unless_told_to(tmp_path):
     job.result.write_text("{}")
     with pytest.raises(ValueError, match=r"good-seed0.json does not hold a run"):
         opened(resume=True)
+
+
+def test_results_that_would_share_a_table_have_the_same_settings(tmp_path):
+    plan = make_plan(tmp_path, threads=1)
+    old = [Job(plan, "good", seed) for seed in (0, 1)]
+    run_all(old)
+
+    def opened(*seeds, **changes):
+        changed = dataclasses.replace(plan, **changes)
+        todo, kept = open_jobs([Job(changed, "good", seed) for seed in seeds])
+        return len(todo), len(kept)
+
+    other = {"settings": Settings(steps=5)}
+    assert opened(2) == (1, 0)
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(Refused, match=r"good-seed0.json .* other settings \(steps\) .*--out .*--overwrite"):
+            opened(2, **other, **flags)
+    with pytest.raises(Refused, match=r"good-seed1.json .* other settings \(steps\)"):
+        opened(0, 2, overwrite=True, **other)  # seed 1 would stay as it is
+    assert opened(0, 1, 2, overwrite=True, **other) == (3, 0)
+    assert opened(2, out=tmp_path / "apart", **other) == (1, 0)
+    with pytest.raises(Refused, match=r"other settings \(data\)"):
+        opened(2, experiment=experiment(data="others"))
 
 
 def test_arms_become_safe_file_names_and_may_not_clash(tmp_path):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from benchmarks.__main__ import main
 from benchmarks.experiment import Context, Run, find_experiment, plain_settings
+from benchmarks.experiments.ewc_fig3c import half
 from benchmarks.experiments.ewc_patterns import Settings, measure, rate, slope
 from benchmarks.jobs import RESULTS
 from benchmarks.report import README, load_runs, report, results_text, rows_of
@@ -17,19 +19,18 @@ from benchmarks.summary import END, START, summary, write_readme
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Runs of the random-pattern experiment, small; two seeds, one EWC run with other settings, and a smoke run."""
+    """Runs of the random-pattern experiment, small; two seeds of both arms, each at smoke scale, too."""
     folder = tmp_path_factory.mktemp("results")
     settings = Settings(n=60, simulations=20, chunk=10, points=20, tracked=2, probes=20)
     for seed in (0, 1):
         for arm in ("ewc", "sgd"):
-            own = dataclasses.replace(settings, chunk=20) if (arm, seed) == ("ewc", 1) else settings
             for scale in ("cpu", "smoke"):
                 Run(
                     experiment="ewc-patterns",
                     scale=scale,
                     arm=arm,
                     seed=seed,
-                    settings=plain_settings(own),
+                    settings=plain_settings(settings),
                     data="random patterns",
                     versions={"python": "3.11.0", "torch": "2.0"},
                     device="cpu",
@@ -37,7 +38,7 @@ def results(tmp_path_factory):
                     seconds=90.0,
                     commit="abc",
                     date=f"2026-01-0{seed + 1}T00:00:00+00:00",
-                    measurements=measure(own, arm, seed, Context()) | ({"slope": -0.8} if arm == "ewc" else {}),
+                    measurements=measure(settings, arm, seed, Context()) | ({"slope": -0.8} if arm == "ewc" else {}),
                 ).save(folder / "ewc-patterns" / scale / f"{arm}-seed{seed}.json")
     return folder
 
@@ -49,8 +50,7 @@ def test_results_are_the_same_each_time_and_name_misses(results):
     assert text == results_text(load_runs(results))
     assert "| ewc | log-log slope of SNR | -0.5 | -0.8 ± 0 | 2 | -0.5 ± 0.05 | **missed** | 1.5 |" in text
     assert "- missed: ewc-patterns (cpu), ewc, log-log slope of SNR: -0.8 ± 0, target -0.5 ± 0.05" in text
-    assert "`n 60`" in text
-    assert "`chunk 20 (ewc) / 10 (ewc, sgd)`" in text or "`chunk 10 (ewc, sgd) / 20 (ewc)`" in text
+    assert "Settings: `n 60`, `load 10.0`, `simulations 20`, `chunk 10`," in text
     assert "4 runs, 2026-01-01 to 2026-01-02, 6.0 minutes in all" in text
     assert "commit abc" in text
 
@@ -61,6 +61,23 @@ def test_report_writes_the_file_and_the_figure(results):
     assert (results / "RESULTS.md").read_text() == results_text(load_runs(results))
     assert (results / "ewc-patterns.png").read_bytes().startswith(b"\x89PNG")
     assert "missed" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({"settings": {"n": 61, "chunk": 5}}, "chunk, n"), ({"data": "other patterns"}, "data")]
+)
+def test_runs_with_different_settings_or_data_are_not_averaged(results, tmp_path, capsys, change, named):
+    folder = tmp_path / "ewc-patterns" / "cpu"
+    for path in (results / "ewc-patterns" / "cpu").glob("*.json"):
+        Run.load(path).save(folder / path.name)
+    other = Run.load(folder / "sgd-seed1.json")
+    settings = {**other.settings, **change.get("settings", {})}
+    dataclasses.replace(other, **{**change, "settings": settings}).save(folder / "sgd-seed1.json")
+    with pytest.raises(ValueError, match=rf"sgd-seed1.json and ewc-seed0.json .* \({named}\).*--overwrite.*--out"):
+        load_runs(tmp_path)
+    assert main(["report", "--results", str(tmp_path)]) == 2
+    assert f"different settings ({named})" in capsys.readouterr().err
+    assert not (tmp_path / "RESULTS.md").exists()
 
 
 def test_report_as_json_prints_every_row(results, capsys):
@@ -106,6 +123,14 @@ def test_slope_and_rate_recover_known_laws():
     assert rate(times / 1000, np.exp(-1.3 * times / 1000)) == pytest.approx(1.3)
     with pytest.raises(ValueError, match="raise `simulations`"):
         slope(times, -np.ones(len(times)))
+
+
+def test_the_noise_that_halves_the_score_is_interpolated_or_asked_for():
+    assert half([0.01, 0.1, 1.0], [1.0, 0.7, 0.3]) == pytest.approx(10**-0.5)
+    with pytest.raises(ValueError, match=r"half between noise 0.01 and 1; raise highest_noise"):
+        half([0.01, 0.1, 1.0], [1.0, 0.9, 0.6])
+    with pytest.raises(ValueError, match=r"lowest_noise if the first score \(0.4\)"):
+        half([0.01, 0.1], [0.4, 0.3])
 
 
 def test_random_patterns_do_not_depend_on_where_they_were_interrupted(tmp_path):

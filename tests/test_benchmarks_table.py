@@ -51,8 +51,20 @@ def test_mean_row_has_the_standard_error_of_scipy():
     ],
 )
 def test_absolute_targets_are_met_by_the_mean(target, met):
-    runs = [make_run("a", 0, 0.25), make_run("a", 1, 0.75)]
+    runs = [make_run("a", 0, 0.25), make_run("a", 1, 0.75), make_run("a", 2, 0.5)]
     assert mean_row(runs, "a", "accuracy", target=target).met == met
+
+
+def test_too_few_seeds_miss_a_target_but_do_not_meet_it():
+    runs = [make_run("a", seed, 0.5) for seed in range(4)]
+
+    def verdict(seeds, least, **options):
+        return mean_row(runs[:seeds], "a", "accuracy", target=(">=", least), **options).met
+
+    assert [verdict(seeds, 0.5) for seeds in (1, 2, 3, 4)] == ["undecided", "undecided", "met", "met"]
+    assert [verdict(seeds, 0.51) for seeds in (1, 2, 3, 4)] == ["missed"] * 4
+    assert verdict(1, 0.5, min_seeds=1) == "met"
+    assert verdict(3, 0.5, min_seeds=4) == "undecided"
 
 
 def test_an_arm_that_has_not_run_has_no_number_and_no_verdict():

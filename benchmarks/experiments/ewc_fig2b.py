@@ -40,7 +40,7 @@ class Settings:
     epochs: int = 20
     """Most epochs on each task."""
     patience: int = 5
-    """Epochs without a better validation error before a task is stopped."""
+    """Epochs without a better validation error that a task may take; one more stops it."""
     batch_size: int = 128
     """Images in a mini-batch."""
     lr: float = 1e-3

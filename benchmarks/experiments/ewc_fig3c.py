@@ -109,7 +109,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         "score": scores,
         "unperturbed": round(unperturbed, 4),
         "half": tolerated,
-        "half_norm": None if tolerated is None else tolerated * float(variance.mean().sqrt()),
+        "half_norm": tolerated * float(variance.mean().sqrt()),
     }
 
 
@@ -125,13 +125,19 @@ def noise_variance(arm: str, fisher: Any, settings: Settings) -> Any:
     return (fisher < damping).to(fisher)
 
 
-def half(noises: Sequence[float], scores: Sequence[float]) -> float | None:
-    """Noise at which the score is half of the unperturbed one, by interpolation over log noise; None if it never is."""
+def half(noises: Sequence[float], scores: Sequence[float]) -> float:
+    """Noise at which the score is half of the unperturbed one, by interpolation over log noise.
+
+    Raises ValueError where no such noise is among `noises`.
+    """
     for k in range(1, len(scores)):
         if scores[k] < 0.5 <= scores[k - 1]:
             share = (scores[k - 1] - 0.5) / (scores[k - 1] - scores[k])
             return float(noises[k - 1] * (noises[k] / noises[k - 1]) ** share)
-    return None
+    raise ValueError(
+        f"the score does not fall to half between noise {noises[0]:g} and {noises[-1]:g}; raise highest_noise, or "
+        f"lower lowest_noise if the first score ({scores[0]:g}) is below half already"
+    )
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
