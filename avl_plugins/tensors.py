@@ -58,10 +58,11 @@ def dataset_tensors(dataset: Any) -> Columns:
     return sample_columns(dataset, dataset_parts(dataset)) + attribute_columns(dataset)
 
 
-def batches_in_memory(dataset: Any, batch_size: int) -> Iterator[Columns]:
+def batches_in_memory(dataset: Any, batch_size: int) -> Iterator[Any]:
     """Yield (x, y, t), or (x, y) where there are no task labels, in order, in the *eval* transform group.
 
-    For one pass, such as a Fisher's: data that are not tensors are read batch by batch and never all held.
+    For one pass, such as a Fisher's: data that are not tensors are read batch by batch and never all held. A data set
+    with a `collate_fn` of its own makes the batches, whatever they hold.
 
     Args:
         dataset: An experience's data set.
@@ -77,10 +78,12 @@ def batches_in_memory(dataset: Any, batch_size: int) -> Iterator[Columns]:
     if isinstance(dataset, AvalancheDataset):
         dataset = dataset.eval()
     parts = dataset_parts(dataset)
-    if keeps_tensors(parts):
+    collate = getattr(dataset, "collate_fn", default_collate)
+    if collate is default_collate and keeps_tensors(parts):
         read = batch_reader(dataset, parts)
     else:
-        read = lambda rows: _collate([dataset[i] for i in rows.tolist()])  # noqa: E731
+        join = _collate if collate is default_collate else collate
+        read = lambda rows: join([dataset[i] for i in rows.tolist()])  # noqa: E731
     for rows in torch.arange(len(dataset)).split(batch_size):
         yield read(rows)
 

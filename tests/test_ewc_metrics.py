@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from avalanche.benchmarks.scenarios import split_online_stream
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from matplotlib.figure import Figure
 from torch import nn
 
 from avl_plugins import EWCPlugin, fisher_overlap
+from avl_plugins.checkpoint import load_checkpoint, save_checkpoint
 from avl_plugins.metrics import ewc_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
@@ -64,6 +66,31 @@ def test_values_are_the_plugins_own(digits_permuted):
     drawn = figures[-1].axes[0].images[0].get_array()
     expected = [[fisher_overlap(a, b)["0"] for b in ewc.fishers] for a in ewc.fishers]
     torch.testing.assert_close(torch.tensor(drawn), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_in_online_streams_only_ends_of_tasks_count(digits_permuted, tmp_path):
+    parts = list(
+        split_online_stream(digits_permuted.train_stream[:2], experience_size=134, access_task_boundaries=True)
+    )
+    assert len(parts) == 6
+    counts = []
+    for reload in (False, True):
+        ewc = EWCPlugin(ewc_lambda=10.0)
+        strategy = train(digits_permuted, [ewc], experience=True, overlap=True)
+        for n, part in enumerate(parts):
+            strategy.train(part)
+            mass, overlap = strategy.evaluator.metrics
+            counts.append((ewc.tasks, len(overlap.fishers)))
+            assert mass.tasks == ewc.tasks
+            if reload and n == 3:
+                save_checkpoint(strategy, tmp_path / "run.pt")
+                ewc = EWCPlugin(ewc_lambda=10.0)
+                strategy = train(digits_permuted, [ewc], experience=True, overlap=True)
+                load_checkpoint(strategy, tmp_path / "run.pt")
+        logged = strategy.evaluator.get_all_metrics()
+        lengths = {name.partition("/train_phase")[0]: len(values) for name, (_, values) in logged.items()}
+        assert (lengths["EWCFisherMass/0"], lengths["EWCFisherOverlap"]) == (2, 1), logged.keys()
+    assert counts == [(n, n) for n in (0, 0, 1, 1, 1, 2)] * 2
 
 
 def test_without_the_plugin_the_error_says_what_to_add(digits_permuted):

@@ -9,8 +9,9 @@ from typing import Any
 import avalanche.training.plugins as stock
 import pytest
 import torch
-from avalanche.benchmarks import nc_benchmark
+from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark, with_task_labels
 from avalanche.benchmarks.scenarios import split_online_stream
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.core import SupervisedPlugin
 from avalanche.logging import BaseLogger
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
@@ -264,6 +265,26 @@ def test_only_the_current_tasks_head_counts_and_others_are_left_alone(digits_spl
         assert dict(model.named_parameters())[name].grad is None
 
 
+def test_an_error_inside_a_task_leaves_nothing_to_the_next(digits_split: Any) -> None:
+    class Stop(SupervisedPlugin):
+        on = False
+
+        def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+            if self.on:
+                raise KeyboardInterrupt
+
+    model, stop = MultiHead(), Stop()
+    strategy = naive(model, EWCPlugin(ewc_lambda=10.0), stop, train_mb_size=10)
+    strategy.train(digits_split.train_stream[:2], eval_streams=[])
+    stop.on = True
+    with pytest.raises(KeyboardInterrupt):
+        strategy.train(digits_split.train_stream[0], eval_streams=[])
+    stop.on = False
+    before = snapshot(model.head.classifiers["0"])
+    strategy.train(digits_split.train_stream[2], eval_streams=[])
+    assert_same(snapshot(model.head.classifiers["0"]), before, rtol=0, atol=0)
+
+
 def test_uniform_is_one_for_what_was_trained(digits_split: Any) -> None:
     plugin = EWCPlugin(ewc_lambda=3.0, importance="uniform")
     strategy = naive(MultiHead(), plugin)
@@ -293,6 +314,33 @@ def test_fisher_sees_no_augmentation() -> None:
     naive(model, plugin, train_epochs=0).train(benchmark.train_stream, eval_streams=[])
     x, _ = data_of(benchmark.train_stream[0])
     assert x.max() < 10
+    expected = fisher_reference(model, x, labels="exact")
+    assert_same(plugin.importances, {n: f.float() for n, f in expected.items()}, rtol=1e-4, atol=1e-9)
+
+
+def test_samples_of_different_lengths_go_through_their_collate_fn() -> None:
+    class SumOverTime(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum(1)
+
+    def pad(samples: list[Any]) -> list[Tensor]:
+        x, y, t = zip(*samples, strict=True)
+        return [nn.utils.rnn.pad_sequence(list(x), batch_first=True), torch.tensor(y), torch.tensor(t)]
+
+    samples = [(torch.randn(1 + n % 5, 4), n % 3) for n in range(30)]
+    dataset = AvalancheDataset(
+        [samples],  # type: ignore[list-item]
+        data_attributes=[
+            DataAttribute([y for _, y in samples], "targets"),
+            DataAttribute([0] * len(samples), "targets_task_labels", use_in_getitem=True),
+        ],
+        collate_fn=pad,
+    )
+    model = nn.Sequential(SumOverTime(), nn.Linear(4, 3))
+    plugin = EWCPlugin(ewc_lambda=1.0, fisher_batch_size=4)
+    benchmark = with_task_labels(benchmark_from_datasets(train=[dataset]))  # without, Avalanche forgets collate_fn
+    naive(model, plugin, train_mb_size=7).train(benchmark.train_stream, eval_streams=[])
+    x, _, _ = pad([(x, y, 0) for x, y in samples])
     expected = fisher_reference(model, x, labels="exact")
     assert_same(plugin.importances, {n: f.float() for n, f in expected.items()}, rtol=1e-4, atol=1e-9)
 
@@ -752,5 +800,23 @@ def test_strategy_is_the_template_plus_the_plugin(digits_permuted: Any) -> None:
     assert_same(*ends, rtol=0, atol=0)
     with pytest.raises(TypeError, match="unexpected keyword argument: lables"):
         naive(mlp(), cls=EWC, ewc_lambda=1.0, lables="exact")
-    with pytest.raises(TypeError, match="decay_factor"):
-        naive(mlp(), cls=EWC, ewc_lambda=1.0, decay_factor=0.9)
+
+
+def test_strategy_explains_avalanches_arguments_too() -> None:
+    model = mlp()
+    options = {"model": model, "optimizer": sgd(model), "ewc_lambda": 1.0}
+    with pytest.raises(TypeError, match="decay_factor is called gamma here"):
+        EWC(**options, decay_factor=0.5)
+    with pytest.raises(TypeError, match="keep_importance_data does not exist here"):
+        EWC(**options, keep_importance_data=True)
+    for positional in ((model, sgd(model), nn.CrossEntropyLoss(), 0.4), (model, sgd(model), 0.4)):
+        with pytest.raises(TypeError, match=r"positional: write EWC\(model=..., optimizer=..., ewc_lambda=...\)"):
+            EWC(*positional)  # type: ignore[misc]
+
+    class Own(EWC):
+        def __init__(self, strength: float, **kwargs: Any) -> None:
+            super().__init__(ewc_lambda=strength, **kwargs)
+
+    with pytest.warns(UserWarning, match="Avalanche is transitioning"):
+        own = Own(0.4, model=model, optimizer=sgd(model))
+    assert own.ewc.ewc_lambda == 0.4

@@ -238,6 +238,19 @@ def test_a_pass_in_batches_uses_the_eval_transforms(digits_permuted):
     assert all(torch.equal(a, b) for a, b in zip((x, y, t), wanted, strict=True))
 
 
+def test_a_pass_in_batches_leaves_them_to_the_data_sets_own_collate_fn():
+    def collate(samples):
+        return {"sum": sum(int(y) for _, y in samples)}
+
+    x, y = torch.zeros(7, 2), torch.arange(7)
+    dataset = AvalancheDataset([TensorDataset(x, y)], collate_fn=collate)
+    assert (
+        list(batches_in_memory(dataset, 4))
+        == list(DataLoader(dataset, 4, collate_fn=collate))
+        == [{"sum": 6}, {"sum": 15}]
+    )
+
+
 def _picture_benchmark(**kwargs):
     data = Pictures(**kwargs)
     return data, nc_benchmark(data, data, 2, task_labels=True, shuffle=False)

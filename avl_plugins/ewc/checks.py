@@ -6,20 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avalanche.training.templates import SupervisedMetaLearningTemplate
+from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from avl_plugins.ewc.penalty import QuadraticPenalty
 
 
-def refuse_avalanche_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def refuse_avalanche_arguments(
+    args: Sequence[Any], kwargs: Mapping[str, Any], write: str = "EWCPlugin(ewc_lambda=...)"
+) -> None:
     """Raise TypeError for the arguments of `avalanche.training.plugins.EWCPlugin` that mean something else here.
 
     Raises:
-        TypeError: with the argument to use instead.
+        TypeError: with the argument to use instead; for positional ones, the call to `write`.
     """
     if args:
         raise TypeError(
-            f"EWC takes keyword arguments only, got {len(args)} positional: write EWCPlugin(ewc_lambda=...). "
+            f"EWC takes keyword arguments only, got {len(args)} positional: write {write}. "
             "Lambda is the paper's (lambda/2 F d^2, per-sample Fisher), so Avalanche's value does not carry over"
         )
     if "decay_factor" in kwargs:
@@ -37,6 +40,21 @@ def refuse_meta_learning(strategy: Any) -> None:
         raise ValueError(
             f"{type(strategy).__name__} is a meta-learning strategy, whose inner and outer updates have no place for "
             "EWC's penalty: use EWCPlugin with a strategy derived from SupervisedTemplate"
+        )
+
+
+def experience_name(strategy: Any) -> str:
+    """What messages call the current experience."""
+    return f"experience {getattr(strategy.experience, 'current_experience', None)}"
+
+
+def check_finite_loss(strategy: Any, loss: Tensor, penalty: Tensor) -> None:
+    """Raise ValueError if `loss`, which is `strategy.loss` plus the penalty, is NaN or infinite."""
+    if not math.isfinite(loss.sum().item()):
+        raise ValueError(
+            f"the loss is not finite in {experience_name(strategy)}, step {strategy.clock.train_exp_iterations}: "
+            f"{strategy.loss.sum().item():g} plus EWC's penalty {penalty.item():g}. Lower the learning rate; if the "
+            "penalty has diverged, step='proximal' is stable for any ewc_lambda"
         )
 
 

@@ -1,6 +1,5 @@
 """Elastic Weight Consolidation as an Avalanche plugin."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from typing import Any, Literal, Self
@@ -11,7 +10,9 @@ from torch import Tensor
 
 from avl_plugins.ewc.checks import (
     check_choice,
+    check_finite_loss,
     check_number,
+    experience_name,
     refuse_avalanche_arguments,
     refuse_meta_learning,
     warn_if_class_incremental,
@@ -62,7 +63,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             (Schwarz et al. normalise but do not say how).
         max_samples: use a uniformly random subset of this many samples for the Fisher.
         fisher_data: strategy -> batches (x, y) or (x, y, t) for the Fisher, e.g. from a replay buffer. Default: the
-            experience's data set under its *eval* transforms, in order.
+            experience's data set under its *eval* transforms, in order, put together by its `collate_fn`.
         fisher_batch_size: samples a batch in that default. None: 256, or `train_mb_size` for labels "batch"; only
             "batch" depends on it.
         likelihood: "categorical", "bernoulli", "gaussian" or a callable; see `diagonal_fisher`.
@@ -73,6 +74,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         seed: seeds the subset and the sampled labels. None: `torch.initial_seed()`. The global state is not used.
 
     Attributes:
+        tasks: how many tasks have ended.
         penalty: the `QuadraticPenalty`, lambda (and gamma) included.
         importances: F of the latest task by parameter name, after `normalise`, without lambda.
         fisher_seconds: wall time of the latest Fisher computation.
@@ -134,6 +136,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.step = step
         self.include, self.exclude, self.seed = include, exclude, seed
         self.penalty = QuadraticPenalty()
+        self.tasks = 0
         self.importances: dict[str, Tensor] = {}
         self.fisher_seconds = 0.0
         self.last_penalty = torch.zeros(())
@@ -149,11 +152,13 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         """Refuse an empty experience before a data loader is made of it."""
         dataset = getattr(strategy.experience, "dataset", None)
         if dataset is not None and len(dataset) == 0:
-            raise ValueError(f"{_name(strategy)} is empty: EWC cannot measure what it would have to protect")
+            raise ValueError(f"{experience_name(strategy)} is empty: EWC cannot measure what it would have to protect")
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Check that penalty, model and optimizer fit together; warn of settings that are known to fail."""
         refuse_meta_learning(strategy)
+        if getattr(strategy.experience, "is_first_subexp", True):
+            self._active = self._idle_value = None  # of an experience that an error ended
         parameters = dict(strategy.model.named_parameters())
         select(parameters, self.include, self.exclude)
         self.penalty.check(parameters)
@@ -175,12 +180,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         with torch.set_grad_enabled(self.step == "gradient"):
             value = self._value(parameters, self._active)
         loss = strategy.loss + value
-        if not math.isfinite(loss.sum().item()):
-            raise ValueError(
-                f"the loss is not finite in {_name(strategy)}, step {strategy.clock.train_exp_iterations}: "
-                f"{strategy.loss.sum().item():g} plus EWC's penalty {value.item():g}. Lower the learning rate; if the "
-                "penalty has diverged, step='proximal' is stable for any ewc_lambda"
-            )
+        check_finite_loss(strategy, loss, value)
         strategy.loss = loss
         self.last_penalty = value.detach()
 
@@ -231,7 +231,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 generator=generator,
             )
             importances = {name: fisher[name] for name in protected}
-        check_not_zero(importances, _name(strategy))
+        check_not_zero(importances, experience_name(strategy))
         if self.normalise:
             importances = normalised(importances)
         seconds = perf_counter() - started
@@ -239,6 +239,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             self.penalty.merge(importances, parameters, scale=self.ewc_lambda)
         else:
             self.penalty.recentre(importances, parameters, scale=self.ewc_lambda, decay=self.gamma)
+        self.tasks += 1
         self.importances, self.fisher_seconds, self._generator = importances, seconds, generator
         self._active = self._idle_value = None
 
@@ -254,6 +255,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             "mode": self.mode,
             "gamma": float(self.gamma),
             "penalty": self.penalty.state_dict(),
+            "tasks": self.tasks,
             "importances": dict(self.importances),
             "fisher_seconds": self.fisher_seconds,
             "last_penalty": self.last_penalty,
@@ -279,11 +281,10 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 f"the state was saved with mode={state['mode']!r}, gamma={state['gamma']}, this plugin has "
                 f"mode={self.mode!r}, gamma={self.gamma}: build it with the same"
             )
-        generator = None
-        if state["generator"] is not None:
-            generator = torch.Generator()
-            generator.set_state(state["generator"].cpu())
+        saved = state["generator"]
+        generator = None if saved is None else torch.Generator().set_state(saved.cpu())
         self.penalty.load_state_dict(state["penalty"])
+        self.tasks = state["tasks"]
         self.importances = {name: f.clone() for name, f in state["importances"].items()}
         self.fisher_seconds = state["fisher_seconds"]
         self.last_penalty = state["last_penalty"].clone()
@@ -293,7 +294,3 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._warned = set(state["warned"])
         self._active = None if state["active"] is None else set(state["active"])
         self._idle_value = None
-
-
-def _name(strategy: Any) -> str:
-    return f"experience {getattr(strategy.experience, 'current_experience', None)}"

@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from avalanche.core import BasePlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import Optimizer
 
+from avl_plugins.ewc.checks import refuse_avalanche_arguments
 from avl_plugins.ewc.plugin import EWCPlugin
 from avl_plugins.resume import Resumable
 
@@ -42,8 +43,14 @@ class EWC(Resumable, SupervisedTemplate):
         ewc: the plugin.
 
     Raises:
-        TypeError: an unknown argument, or one of Avalanche's own EWC that means something else here.
+        TypeError: an unknown or positional argument, or one of Avalanche's own EWC that means something else here.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse Avalanche's arguments with an explanation, before its own check takes them for misspelt."""
+        if inspect.unwrap(cls.__init__) is inspect.unwrap(EWC.__init__):  # a subclass may have arguments of its own
+            refuse_avalanche_arguments(args, kwargs, "EWC(model=..., optimizer=..., ewc_lambda=...)")
+        return super().__new__(cls)
 
     @_with_plugin_arguments
     def __init__(

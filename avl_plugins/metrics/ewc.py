@@ -24,9 +24,9 @@ def ewc_metrics(
     Args:
         minibatch: the penalty's value at every training iteration.
         epoch: the penalty's mean over the iterations of every training epoch.
-        experience: the sum of the Fisher over each layer after every training experience.
-        overlap: a figure of the overlaps between all tasks' Fishers by layer, after every training experience from the
-            second on. It keeps every task's Fisher in memory.
+        experience: the sum of the Fisher over each layer after every task.
+        overlap: a figure of the overlaps between all tasks' Fishers by layer, after every task from the second
+            on. It keeps every task's Fisher in memory.
 
     Returns:
         The metrics asked for, to be passed to `EvaluationPlugin`.
@@ -63,7 +63,27 @@ class EWCPenalty(GenericPluginMetric[float, Mean]):
         return self.name
 
 
-class FisherMass(PluginMetric[dict[str, float]]):
+class _AfterTask(PluginMetric[Any]):
+    """A metric of tasks that have ended: in online streams most experiences end none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks = 0
+        """How many had ended when it last looked."""
+
+    def after_training_exp(self, strategy: Any) -> list[MetricValue] | None:
+        """Log the task that has ended, if any; the plugin has its Fisher by now, as metrics come after plugins."""
+        plugin = find_ewc_plugin(strategy)
+        if plugin.tasks == self.tasks:
+            return None
+        self.tasks = plugin.tasks
+        return self.after_task(strategy, plugin.importances)
+
+    def after_task(self, strategy: Any, importances: dict[str, Tensor]) -> list[MetricValue] | None:
+        raise NotImplementedError
+
+
+class FisherMass(_AfterTask):
     """Sum of the latest task's importances over each layer; logged under "EWCFisherMass/<layer>"."""
 
     def __init__(self) -> None:
@@ -78,10 +98,10 @@ class FisherMass(PluginMetric[dict[str, float]]):
         """Return the mass by layer."""
         return self.masses
 
-    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
-        """Log the masses; the plugin has computed the Fisher by now, as metrics come after plugins."""
+    def after_task(self, strategy: Any, importances: dict[str, Tensor]) -> list[MetricValue]:
+        """Log the masses."""
         self.reset()
-        for name, values in find_ewc_plugin(strategy).importances.items():
+        for name, values in importances.items():
             layer = name.rpartition(".")[0] or name
             self.masses[layer] = self.masses.get(layer, 0.0) + float(values.sum())
         x = strategy.clock.train_iterations
@@ -94,7 +114,7 @@ class FisherMass(PluginMetric[dict[str, float]]):
         return "EWCFisherMass"
 
 
-class FisherOverlap(PluginMetric[Figure]):
+class FisherOverlap(_AfterTask):
     """Figure of `fisher_overlap` between the Fishers of all tasks so far, one matrix a layer.
 
     Parameters that not all tasks have in the same shape, heads for example, are left out.
@@ -132,9 +152,8 @@ class FisherOverlap(PluginMetric[Figure]):
         layers = [layer for layer in overlaps[0][0] if all(layer in o for row in overlaps for o in row)]
         return {layer: [[o[layer] for o in row] for row in overlaps] for layer in layers}
 
-    def after_training_exp(self, strategy: Any) -> list[MetricValue] | None:
+    def after_task(self, strategy: Any, importances: dict[str, Tensor]) -> list[MetricValue] | None:
         """Keep the task's Fisher and log the figure."""
-        importances = find_ewc_plugin(strategy).importances
         self.fishers.append({n: f.detach().clone() for n, f in importances.items()})
         figure = self.result()
         if figure is None:
