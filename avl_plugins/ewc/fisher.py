@@ -194,23 +194,34 @@ def _random_subset(batches: Iterator[Batch], size: int, generator: torch.Generat
     """Draw `size` samples without replacement from a stream of unknown length, in its order.
 
     Every sample gets a uniform key and the smallest keys stay, so that the subset does not depend on the batch size.
+    Candidates are thinned out whenever there are twice as many as needed.
     """
-    kept: Batch | None = None
-    keys = torch.empty(0, dtype=torch.float64)
-    length = 0
+    kept: list[tuple[Tensor, Batch]] = []  # keys and samples
+    highest, held, length = float("inf"), 0, 0
     for x, y, t in batches:
         length = max(length, len(x))
-        y, t = torch.as_tensor(y), None if t is None else torch.as_tensor(t)
-        fresh = torch.rand(len(x), generator=generator, dtype=torch.float64)
-        if kept is not None:
-            x, y = torch.cat([kept[0], x]), torch.cat([kept[1], y])
-            t = None if t is None or kept[2] is None else torch.cat([kept[2], t])
-        keys = torch.cat([keys, fresh])
-        rows = keys.topk(min(size, len(keys)), largest=False).indices.sort().values
-        keys = keys[rows]
-        kept = (x[rows], y[rows], None if t is None else t[rows])
-    if kept is not None:
-        x, y, t = kept
-        for start in range(0, len(x), length):
-            part = slice(start, start + length)
-            yield x[part], y[part], None if t is None else t[part]
+        keys = torch.rand(len(x), generator=generator, dtype=torch.float64)
+        rows = (keys < highest).nonzero().flatten()
+        t = None if t is None else torch.as_tensor(t).expand(len(x))
+        kept.append((keys[rows], _rows((x, torch.as_tensor(y), t), rows)))
+        held += len(rows)
+        if held > 2 * size:
+            kept = [_smallest(kept, size)]
+            highest, held = float(kept[0][0].max()), size
+    if kept:
+        samples = _smallest(kept, size)[1]
+        for rows in torch.arange(len(samples[0])).split(length):
+            yield _rows(samples, rows)
+
+
+def _smallest(kept: list[tuple[Tensor, Batch]], size: int) -> tuple[Tensor, Batch]:
+    keys = torch.cat([k for k, _ in kept])
+    xs, ys, ts = zip(*(batch for _, batch in kept), strict=True)
+    rows = keys.topk(min(size, len(keys)), largest=False).indices.sort().values
+    t = None if any(t is None for t in ts) else torch.cat(ts)
+    return keys[rows], _rows((torch.cat(xs), torch.cat(ys), t), rows)
+
+
+def _rows(batch: Batch, rows: Tensor) -> Batch:
+    x, y, t = batch
+    return x[rows], y[rows], None if t is None else t[rows]
