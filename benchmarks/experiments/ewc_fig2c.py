@@ -7,7 +7,8 @@ plotted by layer: similar tasks share weights everywhere, different tasks only i
 What we do: the same net, for 8 x 8 and 26 x 26; each task has its own permutation of the square. The Fishers are exact
 and over the training images of each task. At which weights is not stated in the paper: the main numbers take both
 Fishers at the final weights, so that they tell how one net divides its weights between two tasks; the others take
-each task's at the end of its own training, where weights that moved in between count as not shared.
+each task's at the end of its own training, where weights that moved in between count as not shared. Which of the two is
+the main one was settled after the first seed.
 Deviations: 20 epochs instead of 100 at cpu scale, Adam 1e-3 (the paper: 1e-3, "SGD"), lambda as in `Settings`.
 """
 
