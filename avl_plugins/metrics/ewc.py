@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from avalanche.core import SupervisedPlugin
@@ -79,8 +80,9 @@ class _AfterTask(PluginMetric[Any]):
         self.tasks = plugin.tasks
         return self.after_task(strategy, plugin.importances)
 
+    @abstractmethod
     def after_task(self, strategy: Any, importances: dict[str, Tensor]) -> list[MetricValue] | None:
-        raise NotImplementedError
+        """Take in the importances of a task that has ended, and return what to log."""
 
 
 class FisherMass(_AfterTask):
