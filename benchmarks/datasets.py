@@ -185,7 +185,7 @@ def permuted(
             columns = torch.cat([order + channel * height * width for channel in range(channels)])
             own = torch.from_numpy(np.take(pixels.numpy(), columns.numpy(), axis=1))  # 3 x torch's indexing
             datasets[name].append(Images(pixels=own, labels=labels, shape=shape, task_label=task if task_labels else 0))
-    return _benchmark(datasets, arrays.n_classes)
+    return make_benchmark(datasets, arrays.n_classes)
 
 
 def split(
@@ -238,7 +238,7 @@ def split(
             datasets[name].append(
                 Images(pixels=pixels[rows], labels=own, shape=shape, task_label=task if task_labels else 0)
             )
-    return _benchmark(datasets, n_classes)
+    return make_benchmark(datasets, n_classes)
 
 
 def _streams(
@@ -265,7 +265,8 @@ def _channel_first(images: Tensor) -> Tensor:
     return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
 
 
-def _benchmark(datasets: dict[str, list[Images]], n_classes: int) -> Any:
+def make_benchmark(datasets: dict[str, list[Images]], n_classes: int) -> Any:
+    """Return an Avalanche benchmark of streams "train", "test" and any others, one experience a data set."""
     others = {name: views for name, views in datasets.items() if name not in ("train", "test")}
     benchmark = dataset_benchmark(datasets["train"], datasets["test"], other_streams_datasets=others)
     benchmark.n_classes = n_classes  # as nc_benchmark has it
