@@ -13,5 +13,8 @@ from avl_plugins.ewc.rules import register_fisher_rule as register_fisher_rule
 from avl_plugins.ewc.strategy import EWC as EWC
 from avl_plugins.growth import grow_parameter as grow_parameter
 from avl_plugins.loading import InMemoryLoaderPlugin as InMemoryLoaderPlugin
+from avl_plugins.progressive.network import ProgressiveNetwork as ProgressiveNetwork
+from avl_plugins.progressive.plugin import ProgressivePlugin as ProgressivePlugin
+from avl_plugins.progressive.strategy import Progressive as Progressive
 from avl_plugins.resume import CheckpointEvery as CheckpointEvery
 from avl_plugins.resume import Resumable as Resumable

@@ -1,0 +1,1 @@
+"""Progressive Networks (Rusu et al. 2016): columns, lateral adapters, plugin, strategy and analysis."""
