@@ -105,7 +105,8 @@ class ProgressiveNetwork(MultiTaskModule):
         self._unseen_classes: dict[int, int] = {}
         self._warned: set[int] = set()
         self._given: tuple[Tensor, ...] | None = None
-        self.columns = nn.ModuleList([Column(self._make[0](0), features=features)  # type: ignore[arg-type]])
+        first = Column(self._make[0](0), features=features)  # type: ignore[arg-type]
+        self.columns = nn.ModuleList([first])
 
     @property
     def labels(self) -> list[int]:
