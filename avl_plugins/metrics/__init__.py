@@ -5,3 +5,6 @@ from avl_plugins.metrics.capacity import count_parameters as count_parameters
 from avl_plugins.metrics.ewc import ewc_metrics as ewc_metrics
 from avl_plugins.metrics.forgetting import chaudhry_forgetting_metrics as chaudhry_forgetting_metrics
 from avl_plugins.metrics.forgetting import forgetting as forgetting
+from avl_plugins.metrics.learning_curve import learning_curve_area as learning_curve_area
+from avl_plugins.metrics.learning_curve import transfer_score as transfer_score
+from avl_plugins.metrics.transfer import transfer_metrics as transfer_metrics
