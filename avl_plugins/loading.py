@@ -227,8 +227,8 @@ def _is_plain(loader: Any) -> bool:
 
 def _conflict(strategy: Any, found: Any, *, before: Any = None, after: Any = None) -> str:
     """Say who has put which loader in place of Avalanche's (``before`` us) or of ours (``after`` us)."""
-    plugins = list(strategy.plugins)
-    place = plugins.index(after if before is None else before)
+    plugins, us = list(strategy.plugins), after if before is None else before
+    place = plugins.index(us) if us in plugins else len(plugins)
     plugins = plugins[:place] if after is None else plugins[place + 1 :]
     names = [type(plugin).__name__ for plugin in plugins if _sets_dataloader(type(plugin))]
     owner = " and ".join(names) or f"{type(strategy).__name__} or a plugin of its"

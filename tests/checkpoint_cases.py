@@ -26,6 +26,8 @@ from avalanche.training.supervised import Cumulative, Naive
 from torch import Tensor, nn
 
 from avl_plugins.ewc.strategy import EWC
+from avl_plugins.progressive.network import ProgressiveNetwork
+from avl_plugins.progressive.strategy import Progressive
 from avl_plugins.resume import Resumable, phase
 from benchmarks.datasets import digits, split
 
@@ -44,6 +46,8 @@ STRATEGIES: dict[str, Callable[..., Any]] = {
     "resumable": ResumableNaive,
     "ewc": lambda **arguments: EWC(ewc_lambda=5.0, **arguments),
     "resumable-cumulative": ResumableCumulative,
+    "progressive": Progressive,
+    "progressive-cached": lambda **arguments: Progressive(cache_frozen=True, **arguments),
 }
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
@@ -56,14 +60,21 @@ def incremental() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), IncrementalClassifier(16))
 
 
+def progressive() -> nn.Module:
+    """Grows by a column an experience; dropout draws random numbers and BatchNorm has buffers."""
+    layers = (nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 16), nn.ReLU())
+    return ProgressiveNetwork(nn.Sequential(*layers))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "incremental": incremental,
     "multihead": lambda: MTSimpleMLP(input_size=64, hidden_size=16),
+    "progressive": progressive,
 }
 
 
 def benchmark(model: str = "incremental", experiences: int = 5, train: int = 200, test: int = 100) -> Any:
-    """Digits in experiences of two classes; with task labels for the multi-head model."""
+    """Digits in experiences of two classes; with task labels for the multi-head models."""
     arrays = digits()
     few = dataclasses.replace(
         arrays,
@@ -72,7 +83,7 @@ def benchmark(model: str = "incremental", experiences: int = 5, train: int = 200
         x_test=arrays.x_test[:test],
         y_test=arrays.y_test[:test],
     )
-    return split(few, experiences, seed=0, task_labels=model == "multihead")
+    return split(few, experiences, seed=0, task_labels=model != "incremental")
 
 
 def evaluator(loggers: Any = None) -> EvaluationPlugin:

@@ -28,6 +28,7 @@ CASES = {
     "resumable": (("resumable", "incremental", "adam"), True, 1 / 12),
     "ewc-momentum": (("ewc", "multihead", "momentum"), True, 1 / 12),
     "ewc-adam": (("ewc", "multihead", "adam"), True, 1 / 12),
+    "progressive": (("progressive", "progressive", "adam"), True, 1 / 12),
 }
 
 

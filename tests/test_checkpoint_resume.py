@@ -82,6 +82,7 @@ def plugins_with_phases():
 
 
 @pytest.mark.filterwarnings("ignore:EWC fails in class-incremental training")
+@pytest.mark.filterwarnings("ignore:task . has not been trained on yet")
 @pytest.mark.parametrize(
     ("kind", "arguments", "plugins"),
     [
@@ -90,6 +91,8 @@ def plugins_with_phases():
         ("resumable-cumulative", {"optimizer": "adam"}, list),
         ("ewc", {"model": "multihead", "eval_every": 1, "peval_mode": "iteration"}, lambda: [InMemoryLoaderPlugin()]),
         ("ewc", {"optimizer": "adam"}, lambda: [InMemoryLoaderPlugin(), Distill()]),
+        ("progressive", {"model": "progressive", "eval_every": 1}, lambda: [InMemoryLoaderPlugin()]),
+        ("progressive-cached", {"model": "progressive", "optimizer": "adam"}, list),
     ],
 )
 def test_killed_at_any_safe_point_ends_with_the_same_bits(tmp_path, kind, arguments, plugins):

@@ -128,16 +128,16 @@ class ProgressiveNetwork(MultiTaskModule):
             raise ValueError(f"classes: expected a positive number or labels from 0 on, got {classes!r}")
         if label in self.labels:
             raise ValueError(f"label: there is a column for task {label} already; the tasks so far are {self.labels}")
-        earlier = self._columns() if self.labels else []
+        earlier, first = self._columns() if self.labels else [], next(self.parameters())
         options: Any = (self.adapter, self.reduction, self.alpha_init)
         if earlier:
             column = Column(self._make[0](len(earlier)), features=self.features_of_head)
-            column.to(next(self.parameters()))
+            column.to(first)
             column.connect(earlier, *options)
         else:
             column = self._columns()[0]
         column.add_head(label, wanted, earlier, *options)
-        column.to(next(self.parameters()).device)
+        column.to(first)
         for other in earlier:
             other.freeze()
         if earlier:

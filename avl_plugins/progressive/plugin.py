@@ -67,13 +67,7 @@ class ProgressivePlugin(SupervisedPlugin):
         network: ProgressiveNetwork = strategy.model
         self._serving = self.cache_frozen and len(network.columns) > 1 and network.labels[-1] in _labels(strategy)
         if self._serving:
-            loader = strategy.dataloader
-            if not isinstance(loader, TensorLoader):
-                InMemoryLoaderPlugin().before_training_exp(strategy)
-                loader = strategy.dataloader
-            if not isinstance(loader, TensorLoader):
-                raise ValueError("cache_frozen: the batches of a distributed run cannot be served from memory")
-            with_frozen_features(network, loader, device=strategy.device, limit=self.cache_bytes)
+            with_frozen_features(network, _loader(strategy), device=strategy.device, limit=self.cache_bytes)
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Hand over the features that came with the batch."""
@@ -92,6 +86,18 @@ class ProgressivePlugin(SupervisedPlugin):
         """Close the task."""
         self._serving = False
         strategy.model.finish_task()
+
+
+def _loader(strategy: Any) -> TensorLoader:
+    """Return the loader from memory that serves the experience, put in place here if none is."""
+    if not isinstance(strategy.dataloader, TensorLoader):
+        try:
+            InMemoryLoaderPlugin().before_training_exp(strategy)
+        except ValueError as error:
+            raise ValueError(f"cache_frozen: {error}") from error
+    if not isinstance(strategy.dataloader, TensorLoader):
+        raise ValueError("cache_frozen: the batches of a distributed run cannot be served from memory")
+    return strategy.dataloader
 
 
 def _labels(strategy: Any) -> set[int]:

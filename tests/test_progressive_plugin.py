@@ -1,0 +1,327 @@
+"""Progressive networks inside Avalanche: evaluation at any time, freezing, labels, the optimizer, cached features."""
+
+import copy
+
+import pytest
+import torch
+from avalanche.benchmarks import dataset_benchmark, nc_benchmark
+from avalanche.benchmarks.utils import _make_taskaware_tensor_classification_dataset as tensor_dataset
+from avalanche.core import SupervisedPlugin
+from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, forward_transfer_metrics
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+from torch import nn
+from torchvision import transforms
+
+from avl_plugins import InMemoryLoaderPlugin, Progressive, ProgressiveNetwork, ProgressivePlugin
+from avl_plugins.metrics import chaudhry_forgetting_metrics
+from benchmarks.datasets import permuted
+
+UNSEEN = "ignore:task . has not been trained on yet"
+OPTIMIZERS = {
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=0.1),
+}
+
+
+def column():
+    return nn.Sequential(
+        nn.Linear(64, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Dropout(0.2), nn.Linear(20, 20), nn.ReLU()
+    )
+
+
+def build(net=None, optimizer="momentum", plugins=(), metrics=(), strategy=Progressive, **options):
+    torch.manual_seed(0)
+    net = net or ProgressiveNetwork(column())
+    return strategy(
+        model=net,
+        optimizer=OPTIMIZERS[optimizer](net.parameters()),
+        train_mb_size=32,
+        train_epochs=options.pop("train_epochs", 2),
+        eval_mb_size=64,
+        plugins=list(plugins),
+        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), *metrics, loggers=[Silent()]),
+        **options,
+    )
+
+
+class Silent:
+    """A logger that logs nothing; without one Avalanche warns."""
+
+    def __getattr__(self, name):
+        if name.startswith(("before", "after", "log")):
+            return lambda *args, **kwargs: None
+        raise AttributeError(name)
+
+
+class ByHook(SupervisedPlugin):
+    """Weights of every column at the start of each task, to see that frozen ones do not move."""
+
+    def __init__(self):
+        super().__init__()
+        self.columns = []
+
+    def after_training_exp(self, strategy, **kwargs):
+        self.columns.append(copy.deepcopy(strategy.model.columns[-1].state_dict()))
+
+
+@pytest.mark.filterwarnings(UNSEEN)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("eval_every", [-1, 0, 1])
+def test_evaluating_everything_at_any_time_is_as_not_evaluating(digits_split, optimizer, eval_every):
+    """Same columns, weights and optimizer state as training alone; the test stream holds four unseen tasks at first."""
+    alone, seen = build(optimizer=optimizer), build(optimizer=optimizer, eval_every=eval_every)
+    for experience in digits_split.train_stream:
+        random = torch.get_rng_state()
+        alone.train(experience)
+        torch.set_rng_state(random)
+        if eval_every >= 0:
+            seen.train(experience, eval_streams=[digits_split.test_stream])
+        else:
+            seen.train(experience)
+            seen.eval(digits_split.test_stream)
+        assert len(seen.model.columns) == experience.current_experience + 1
+        assert [c.frozen for c in seen.model.columns] == [True] * experience.current_experience + [False]
+    for (name, a), (_, b) in zip(alone.model.named_parameters(), seen.model.named_parameters(), strict=True):
+        if eval_every < 0:  # the order of the batches: a periodic evaluation draws random numbers for its loaders
+            assert torch.equal(a, b), name
+    assert [len(g["params"]) for g in seen.optimizer.param_groups] == [len(list(seen.model.columns[-1].parameters()))]
+    assert set(seen.optimizer.state) == set(seen.model.columns[-1].parameters())
+
+
+@pytest.mark.filterwarnings(UNSEEN)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_nothing_is_forgotten(digits_split, optimizer):
+    """Avalanche's forgetting and ours are exactly 0; every logit of every old task keeps its bits."""
+    metrics = [forgetting_metrics(experience=True), chaudhry_forgetting_metrics(experience=True, stream=True)]
+    hook = ByHook()
+    strategy = build(optimizer=optimizer, metrics=metrics, plugins=[hook], train_epochs=8)
+    x = [torch.stack([sample[0] for sample in experience.dataset]) for experience in digits_split.test_stream]
+    logits = []
+    for k, experience in enumerate(digits_split.train_stream):
+        strategy.train(experience)
+        strategy.eval(digits_split.test_stream)
+        strategy.model.eval()
+        with torch.no_grad():
+            logits.append(strategy.model(x[k], k))
+            assert all(torch.equal(strategy.model(x[j], j), logits[j]) for j in range(k))
+    for k, state in enumerate(hook.columns):
+        now = strategy.model.columns[k].state_dict()
+        assert state.keys() == now.keys()
+        assert all(torch.equal(state[name], now[name]) for name in state)
+    found = strategy.evaluator.get_all_metrics()
+    forgotten = {name: values for name, (_, values) in found.items() if "orgetting" in name}
+    assert len(forgotten) >= 4 + 4 + 1
+    # Avalanche counts an experience as forgotten from its first evaluation on, which for most is before their training.
+    ours = {name: values for name, values in forgotten.items() if "MaxForgetting" in name}
+    assert all(value == 0.0 for values in ours.values() for value in values)
+    last = strategy.evaluator.get_last_metrics()
+    accuracies = [v for name, v in last.items() if name.startswith("Top1_Acc_Exp/eval_phase/test_stream")]
+    assert len(accuracies) == 5
+    assert sum(accuracies) / 5 > 0.9
+
+
+@pytest.mark.filterwarnings(UNSEEN)
+def test_avalanches_forward_transfer(digits_split):
+    metrics = [forward_transfer_metrics(experience=True, stream=True)]
+    strategy = build(metrics=metrics, eval_every=0)
+    for experience in digits_split.train_stream[:3]:
+        strategy.train(experience, eval_streams=[digits_split.test_stream])
+    assert len(strategy.model.columns) == 3
+    transfers = [
+        v for k, v in strategy.evaluator.get_last_metrics().items() if k.startswith("ExperienceForwardTransfer")
+    ]
+    assert transfers
+    assert all(value == 0.0 for value in transfers)  # a task without a column gives the same answer before and after
+
+
+def test_unseen_tasks_get_constant_logits_and_one_warning(digits_split):
+    strategy = build()
+    with pytest.warns(UserWarning, match="task 3 has not been trained on yet"):
+        strategy.eval(digits_split.test_stream[3:4])
+    strategy.eval(digits_split.test_stream[3:4])  # a second warning would be an error
+    assert strategy.model.labels == []
+    strategy.train(digits_split.train_stream[0])
+    state = copy.deepcopy(strategy.model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(strategy.model.eval()(torch.randn(4, 64), 3), torch.zeros(4, 2))
+    now = strategy.model.state_dict()
+    assert state.keys() == now.keys()
+
+
+def test_unseen_tasks_raise_where_asked(digits_split):
+    strategy = build(ProgressiveNetwork(column(), unseen="raise"))
+    strategy.train(digits_split.train_stream[0])
+    with pytest.raises(ValueError, match=r"no column has been trained on task 1; the tasks so far are \[0\]"):
+        strategy.eval(digits_split.test_stream)
+
+
+@pytest.mark.filterwarnings(UNSEEN)
+def test_heads_have_their_tasks_classes_only():
+    """Tasks of 3 and 2 classes: after evaluating the larger one first, the smaller head still has two logits."""
+    x, y = torch.randn(60, 64), torch.arange(60) % 5
+    data = tensor_dataset(x, y)
+    benchmark = nc_benchmark(
+        data, data, 2, task_labels=True, class_ids_from_zero_in_each_exp=True, fixed_class_order=list(range(5)),
+        per_exp_classes={0: 2, 1: 3},
+    )  # fmt: skip
+    strategy = build()
+    strategy.eval(benchmark.test_stream)
+    strategy.train(benchmark.train_stream[0])
+    strategy.eval(benchmark.test_stream)
+    assert strategy.model.columns[0].head.layer.out_features == 2
+    assert strategy.model(x[:4], torch.zeros(4, dtype=torch.long)).shape == (4, 2)
+    strategy.train(benchmark.train_stream[1])
+    assert strategy.model(x[:4], torch.tensor([0, 1, 0, 1])).shape == (4, 3)
+
+
+def test_several_task_labels_in_one_experience():
+    x, y = torch.rand(12, 64), torch.arange(12) % 2
+    benchmark = dataset_benchmark([tensor_dataset(x, y, task_labels=[0, 1] * 6)] * 2, [])
+    strategy = build()
+    with pytest.raises(ValueError, match=r"has the task labels \[0, 1\]"):
+        strategy.train(benchmark.train_stream[0])
+    assert strategy.model.labels == []
+
+
+def test_a_stream_without_task_labels_is_refused_at_once(digits_permuted):
+    strategy = build()
+    with pytest.raises(ValueError, match=r"all 3 experiences of the stream have the task label 0.*task_labels=True"):
+        strategy.train(digits_permuted.train_stream[0])
+    assert strategy.model.labels == []
+
+
+def test_a_label_that_comes_back(digits_arrays):
+    benchmark = permuted(digits_arrays, 2, seed=0, task_labels=True)
+    strategy = build()
+    strategy.train(benchmark.train_stream)
+    with pytest.raises(ValueError, match=r"task 0 has a column.*retrain=True.*task_labels=True"):
+        strategy.train(benchmark.train_stream[0])
+    with pytest.raises(ValueError, match="task 1 has a column"):
+        strategy.train(benchmark.train_stream[1])
+    assert len(strategy.model.columns) == 2
+
+
+def test_retrain_trains_that_column_again_and_only_it(digits_arrays):
+    benchmark = permuted(digits_arrays, 3, seed=0, task_labels=True)
+    strategy = build(ProgressiveNetwork(column(), retrain=True))
+    strategy.train(benchmark.train_stream[:2])
+    before = copy.deepcopy(strategy.model.columns)
+    strategy.train(benchmark.train_stream[1])  # the newest: nobody reads it
+    with pytest.warns(UserWarning, match=r"the columns of the tasks \[1\] read the features of task 0"):
+        strategy.train(benchmark.train_stream[0])
+    after = strategy.model.columns
+    assert [c.frozen for c in after] == [False, True]
+    assert not torch.equal(before[0].stages[0].layer.weight, after[0].stages[0].layer.weight)
+    assert not torch.equal(before[1].stages[0].layer.weight, after[1].stages[0].layer.weight)
+    second = copy.deepcopy(after[1].state_dict())
+    strategy.train(benchmark.train_stream[2])
+    assert [c.frozen for c in after] == [True, True, False]
+    assert all(torch.equal(second[name], value) for name, value in strategy.model.columns[1].state_dict().items())
+
+
+def test_with_naive_and_without_the_plugin(digits_split):
+    """The network alone grows, freezes and keeps; the plugin adds what needs the strategy."""
+    strategies = [build(strategy=Naive), build(strategy=Naive, plugins=[ProgressivePlugin()]), build()]
+    for strategy in strategies:
+        torch.manual_seed(1)
+        strategy.train(digits_split.train_stream[:3])
+    weights = [list(strategy.model.parameters()) for strategy in strategies]
+    for others in weights[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(weights[0], others, strict=True))
+
+
+def test_other_models_are_refused(digits_split):
+    model = nn.Linear(64, 2)
+    with pytest.raises(TypeError, match="model: expected a ProgressiveNetwork, got a Linear"):
+        Progressive(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    strategy = build(model, strategy=Naive, plugins=[ProgressivePlugin()])
+    with pytest.raises(TypeError, match=r"the model is a Linear; pass model=ProgressiveNetwork\(nn.Sequential"):
+        strategy.train(digits_split.train_stream[0])
+
+
+def images(random_transform=False, dtype=torch.float32):
+    x, y = torch.rand(120, 1, 8, 8).to(dtype), torch.arange(120) % 6
+    transform = transforms.RandomHorizontalFlip() if random_transform else None
+    data = tensor_dataset(x, y, transform=transform)
+    return nc_benchmark(data, data, 3, task_labels=True, class_ids_from_zero_in_each_exp=True, shuffle=False)
+
+
+def conv_column():
+    return nn.Sequential(
+        nn.Conv2d(1, 9, 3), nn.BatchNorm2d(9), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(81, 12), nn.ReLU()
+    )
+
+
+@pytest.mark.parametrize("adapter", ["mlp", "linear"])
+@pytest.mark.parametrize("loader", [True, False])
+def test_cached_features_train_as_computed_ones(adapter, loader):
+    """Weights agree to rounding; frozen columns are not run in a step; the optimizer sees the same batches."""
+    ends = []
+    benchmark = images(dtype=torch.float64)  # so that only rounding of 1e-16 is between the two
+    for cache in (False, True):
+        torch.manual_seed(0)
+        net = ProgressiveNetwork(conv_column(), adapter=adapter).double()
+        strategy = build(net, plugins=[InMemoryLoaderPlugin()] if loader or not cache else [], cache_frozen=cache)
+        runs = []
+        for k, experience in enumerate(benchmark.train_stream):
+            if k == 2:
+                net.columns[0].stages[0].layer.register_forward_hook(lambda *args: runs.append(1))  # noqa: B023
+            torch.manual_seed(k)
+            strategy.train(experience)
+        ends.append(([p.clone() for p in net.parameters()], len(runs)))
+    (plain, steps), (cached, once) = ends
+    assert steps == 2 * 2  # 40 samples in two batches, two epochs
+    assert once == 1  # 40 samples in one part
+    for a, b in zip(plain, cached, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated function update")
+def test_cached_features_are_refused_where_they_would_be_wrong():
+    benchmark = images(random_transform=True)
+    strategy = build(ProgressiveNetwork(conv_column()), cache_frozen=True)
+    strategy.train(benchmark.train_stream[0])
+    with pytest.raises(ValueError, match="cache_frozen: the data set's transforms are random"):
+        strategy.train(benchmark.train_stream[1])
+
+    benchmark = images()
+    strategy = build(ProgressiveNetwork(conv_column()), cache_frozen=True, cache_bytes=1000)
+    strategy.train(benchmark.train_stream[0])
+    need = 40 * (81 + 12) * 4
+    with pytest.raises(ValueError, match=f"cache_bytes: .*40 samples take {need} bytes, more than 1000"):
+        strategy.train(benchmark.train_stream[1])
+
+    replay = build(ProgressiveNetwork(conv_column()), plugins=[ReplayPlugin(20)], cache_frozen=True)
+    replay.train(benchmark.train_stream[0])
+    with pytest.raises(ValueError, match="cache_frozen: ReplayPlugin uses a loader of its own"):
+        replay.train(benchmark.train_stream[1])
+
+    with pytest.raises(ValueError, match="cache_bytes: expected at least 0"):
+        ProgressivePlugin(cache_bytes=-1)
+
+
+def test_a_plugin_that_changes_the_batch_is_told(digits_split):
+    class Halve(SupervisedPlugin):
+        def before_forward(self, strategy, **kwargs):
+            strategy.mbatch[0] = strategy.mbatch[0][::2]
+            strategy.mbatch[1] = strategy.mbatch[1][::2]
+            strategy.mbatch[-1] = strategy.mbatch[-1][::2]
+
+    strategy = build(plugins=[Halve()], cache_frozen=True)
+    strategy.train(digits_split.train_stream[0])
+    with pytest.raises(ValueError, match="cache_frozen: features of 32 samples for a batch of 16"):
+        strategy.train(digits_split.train_stream[1])
+
+
+def test_two_parameter_groups_keep_their_options(digits_split):
+    """New columns join the group that Avalanche finds; frozen ones leave theirs."""
+    torch.manual_seed(0)
+    net = ProgressiveNetwork(column())
+    optimizer = torch.optim.SGD([{"params": list(net.parameters()), "lr": 0.3}], lr=0.1)
+    strategy = Progressive(
+        model=net, optimizer=optimizer, train_mb_size=32, evaluator=EvaluationPlugin(loggers=[Silent()])
+    )
+    strategy.train(digits_split.train_stream[:3])
+    assert [group["lr"] for group in optimizer.param_groups] == [0.3]
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in net.columns[2].parameters()}
