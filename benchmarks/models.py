@@ -24,6 +24,20 @@ def mlp(sizes: Sequence[int], *, dropout_input: float = 0.0, dropout_hidden: flo
     return nn.Sequential(*layers)
 
 
+def conv_trunk(channels: int, side: int, maps: Sequence[int], width: int, *, dropout: float = 0.0) -> nn.Sequential:
+    """Net without output layer for (channels, side, side) images.
+
+    3 x 3 convolutions, each with ReLU and 2 x 2 max pooling, then one fully connected layer of `width` ReLU units and
+    dropout, if any.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise((channels, *maps)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        side //= 2
+    layers += [nn.Flatten(), nn.Linear(maps[-1] * side * side, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Dropout(dropout)) if dropout else nn.Sequential(*layers)
+
+
 def optimizer(name: str, model: nn.Module, *, lr: float, momentum: float = 0.0) -> torch.optim.Optimizer:
     """Return "sgd" or "adam" over all parameters; a ValueError names any other.
 

@@ -137,8 +137,8 @@ def measured(row: Row) -> str:
 
 
 def number(value: float) -> str:
-    """Four digits."""
-    return f"{value:.4g}"
+    """Four digits; what is exactly nothing shows it."""
+    return f"{value:.4g}" if value else "0.0000"
 
 
 def figure_name(name: str, scale: str) -> str:

@@ -17,17 +17,19 @@ from torch import Tensor, nn
 from avl_plugins import CheckpointEvery, InMemoryLoaderPlugin, Resumable, load_checkpoint, save_checkpoint
 from avl_plugins.loading import batches_in_memory
 from avl_plugins.metrics import capacity_metrics, chaudhry_forgetting_metrics
-from benchmarks.datasets import Arrays, digits, mnist
+from benchmarks.datasets import Arrays, cifar100, digits, mnist
 from benchmarks.experiment import Context
 
 
 def load_arrays(name: str, context: Context) -> Arrays:
-    """Images of the data set `name`, "mnist" or "digits"; a ValueError names any other."""
+    """Images of the data set `name`, "mnist", "cifar100" or "digits"; a ValueError names any other."""
     if name == "mnist":
         return mnist(context.data_root)
+    if name == "cifar100":
+        return cifar100(context.data_root)
     if name == "digits":
         return digits()
-    raise ValueError(f"data must be 'mnist' or 'digits', got {name!r}")
+    raise ValueError(f"data must be 'mnist', 'cifar100' or 'digits', got {name!r}")
 
 
 def make_evaluator(context: Context, *more_metrics: Any) -> EvaluationPlugin:
@@ -137,7 +139,14 @@ def accuracy(model: nn.Module, dataset: AvalancheDataset, batch_size: int = 1000
 
 
 def train_stream(
-    strategy: Any, benchmark: Any, context: Context, *, stream: str = "test", each_epoch: bool = False, **options: Any
+    strategy: Any,
+    benchmark: Any,
+    context: Context,
+    *,
+    stream: str = "test",
+    each_epoch: bool = False,
+    whole: bool = False,
+    **options: Any,
 ) -> None:
     """Train on each experience in turn, then evaluate on those so far, saving in between.
 
@@ -147,6 +156,7 @@ def train_stream(
         context: of the job.
         stream: what to evaluate on, "test" or "valid".
         each_epoch: evaluate on the whole stream after every epoch instead (the strategy needs `eval_every=1`).
+        whole: evaluate on the whole stream, tasks not trained on yet included.
         **options: of `strategy.train`, for example `reset_optimizer_state=True`.
     """
     evaluated = benchmark.streams[stream]
@@ -158,7 +168,7 @@ def train_stream(
             strategy.train(benchmark.train_stream[k], eval_streams=[evaluated], **options)
         else:
             strategy.train(benchmark.train_stream[k], **options)
-            strategy.eval(evaluated[: k + 1])
+            strategy.eval(evaluated if whole else evaluated[: k + 1])
         if context.checkpoint is not None:
             save_checkpoint(strategy, context.checkpoint)
 
@@ -174,9 +184,13 @@ def accuracy_curves(strategy: Any, stream: str = "test") -> dict[int, tuple[list
 
 
 def accuracy_matrix(strategy: Any, stream: str = "test") -> list[list[float]]:
-    """Row k: accuracy on each experience so far after training on experience k, as `train_stream` evaluates."""
+    """Row k: accuracy on each experience so far after training on experience k, as `train_stream` evaluates.
+
+    Works for evaluations on the experiences so far and on the whole stream.
+    """
     curves = accuracy_curves(strategy, stream)
-    return [[curves[task][1][k - task] for task in range(k + 1)] for k in range(len(curves))]
+    n = len(curves)
+    return [[curves[task][1][k - n] for task in range(k + 1)] for k in range(n)]
 
 
 def default_plugins(context: Context, experiences: int, *, resumable: bool = True) -> list[SupervisedPlugin]:

@@ -1,0 +1,76 @@
+"""Rows of the tables that compare methods with one head a task (`taskwise.py`); needs neither torch nor Avalanche."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from benchmarks.experiment import Row, Run
+from benchmarks.table import mean_row, paired_row
+
+SEARCH_SEED = 1000
+"""Validation seed for choosing EWC's lambda, which no measurement uses."""
+
+
+def ewc_search(lambdas: Sequence[float]) -> list[tuple[str, int]]:
+    """EWC with every lambda on the validation seed."""
+    return [(f"ewc/lambda={value:g}", SEARCH_SEED) for value in lambdas]
+
+
+def best_lambda(runs: Sequence[Run]) -> float:
+    """Lambda with the best mean accuracy on held-out images among the search runs."""
+    found = _searched(runs)
+    if not found:
+        raise ValueError("no search run of 'ewc': run the experiment without --arms once")
+    return max(sorted(found), key=found.__getitem__)
+
+
+def final(run: Run) -> float:
+    """Mean accuracy over tasks at the end."""
+    return fmean(run.measurements["final"])
+
+
+def method_rows(runs: Sequence[Run], arms: Sequence[str]) -> list[Row]:
+    """Accuracy, forgetting and size of every arm, and progressive beside independent columns."""
+    accuracy = "mean accuracy at the end"
+    table = [mean_row(runs, arm, accuracy, value=final, note=_note(runs, arm)) for arm in arms]
+    table += [
+        mean_row(
+            runs,
+            arm,
+            "forgetting",
+            value=lambda run: run.measurements["forgetting"],
+            paper=0.0 if arm in ("progressive", "linear") else None,
+            target=("within", 0.0, 0.0) if arm == "progressive" else None,
+        )
+        for arm in arms
+    ]
+    sizes = [run.measurements["parameters"] for run in runs if run.arm == "independent"]
+    if sizes:
+        table += [
+            mean_row(
+                runs,
+                arm,
+                "parameters / independent nets'",
+                value=lambda run: run.measurements["parameters"] / sizes[0],
+                target=("<=", 1.6) if arm == "progressive" else None,
+            )
+            for arm in arms
+        ]
+    table.append(paired_row(runs, "progressive", "independent", accuracy, value=final, target=(">=", -0.005)))
+    if "avalanche-pnn" in arms:
+        table.append(paired_row(runs, "progressive", "avalanche-pnn", accuracy, value=final, target=(">=", 0.03)))
+    return table
+
+
+def _searched(runs: Sequence[Run]) -> dict[float, float]:
+    return {run.measurements["ewc_lambda"]: final(run) for run in runs if run.arm.startswith("ewc/lambda=")}
+
+
+def _note(runs: Sequence[Run], arm: str) -> str:
+    tried = _searched(runs)
+    if arm != "ewc" or not tried:
+        return ""
+    best = best_lambda(runs)
+    edge = ", edge of the search" if len(tried) > 1 and best in (min(tried), max(tried)) else ""
+    return f"lambda {best:g}, chosen on held-out images{edge}"
