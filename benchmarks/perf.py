@@ -1,4 +1,4 @@
-"""Speed of EWC beside Avalanche's and beside a bare PyTorch loop, on the same data and sizes in one run.
+"""Speed beside Avalanche's and beside a bare PyTorch loop, on the same data and sizes in one run.
 
 Permuted MNIST, 784-400-400-10, batch 128. Times are medians over rounds in which the alternatives take turns, so that
 a busy machine slows all of them; what counts are the ratios.
@@ -32,7 +32,9 @@ from benchmarks.datasets import Arrays, permuted
 from benchmarks.experiment import Context, write_atomically
 from benchmarks.jobs import commit
 from benchmarks.models import mlp
+from benchmarks.perf_progressive import columns
 from benchmarks.runner import versions
+from benchmarks.timing import Line, compare, rotate, timed
 from benchmarks.training import load_arrays
 
 HIDDEN = (400, 400)
@@ -41,7 +43,7 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Options:
-    """Speed of EWC beside Avalanche's and beside a bare PyTorch loop."""
+    """Speed beside Avalanche's and beside a bare PyTorch loop."""
 
     data: str = "mnist"
     """Data set: mnist or digits."""
@@ -53,18 +55,6 @@ class Options:
     """Threads torch uses; 0 leaves its default."""
     out: str | None = "benchmarks/results/perf.json"
     """File for the numbers; None for none."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One comparison: a time (seconds) and its ratio to another."""
-
-    what: str
-    seconds: float
-    ratio: float | None = None
-    against: str = ""
-    target: str = ""
-    met: bool | None = None
 
 
 class EpochTimer(SupervisedPlugin):
@@ -91,10 +81,10 @@ def main(arguments: Sequence[str]) -> int:
         torch.set_num_threads(options.threads)
     arrays = load_arrays(options.data, Context(data_root_override=options.data_root))
     lines: list[Line] = []
-    for title, part in (("epochs", epochs), ("Fishers", fishers), ("steps", steps)):
+    for title, part in (("epochs", epochs), ("Fishers", fishers), ("steps", steps), ("columns", columns)):
         with console.status(f"measuring {title}"):
             lines += part(arrays, options.rounds)
-    table = Table("what", "seconds", "ratio", "against", "target", "met", title=f"{torch.get_num_threads()} threads")
+    table = Table("what", "measured", "ratio", "against", "target", "met", title=f"{torch.get_num_threads()} threads")
     for line in lines:
         ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
         met = {None: "", True: "yes", False: "no"}[line.met]
@@ -106,32 +96,6 @@ def main(arguments: Sequence[str]) -> int:
         write_atomically(Path(options.out), (json.dumps(record, indent=1) + "\n").encode())
         console.print(f"written to {options.out}")
     return 0
-
-
-def compare(what: str, seconds: float, other: float, against: str, target: tuple[str, float] | None = None) -> Line:
-    """Compare with another time; a target ("<=", r) bounds time / other, (">=", r) bounds other / time."""
-    if target is None:
-        return Line(what, seconds, seconds / other, against)
-    sign, bound = target
-    if sign == "<=":
-        return Line(what, seconds, seconds / other, against, f"<= {bound:g}", seconds / other <= bound)
-    return Line(what, seconds, other / seconds, f"{against} / this", f">= {bound:g}", other / seconds >= bound)
-
-
-def rotate(rounds: int, alternatives: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Let the alternatives take turns; the median of each."""
-    found: dict[str, list[float]] = {name: [] for name in alternatives}
-    for _ in range(rounds):
-        for name, run in alternatives.items():
-            found[name].append(run())
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
-
-
-def timed(run: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
-    started = perf_counter()
-    run()
-    return perf_counter() - started
 
 
 def model_for(arrays: Arrays) -> torch.nn.Sequential:

@@ -34,10 +34,10 @@ def summary(rows: Iterable[Row], perf: Path) -> str:
         record = json.loads(perf.read_text())
         lines += [
             "",
-            f"Speed, permuted MNIST, 784-400-400-10, batch 128, {record['threads']} threads, medians of "
+            f"Speed in seconds, permuted MNIST, 784-400-400-10, batch 128, {record['threads']} threads, medians of "
             f"{record['rounds']} rounds in one run (`python -m benchmarks perf`):",
             "",
-            "| what | seconds | ratio | of | target | |",
+            "| what | measured | ratio | of | target | |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
         for line in record["lines"]:

@@ -1,0 +1,47 @@
+"""Times side by side: alternatives that take turns, medians, and ratios with their targets."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Line:
+    """One comparison: a time (seconds) or another number, and its ratio to another."""
+
+    what: str
+    seconds: float
+    ratio: float | None = None
+    against: str = ""
+    target: str = ""
+    met: bool | None = None
+
+
+def compare(what: str, seconds: float, other: float, against: str, target: tuple[str, float] | None = None) -> Line:
+    """Compare with another time; a target ("<=", r) bounds time / other, (">=", r) bounds other / time."""
+    if target is None:
+        return Line(what, seconds, seconds / other, against)
+    sign, bound = target
+    if sign == "<=":
+        return Line(what, seconds, seconds / other, against, f"<= {bound:g}", seconds / other <= bound)
+    return Line(what, seconds, other / seconds, f"{against} / this", f">= {bound:g}", other / seconds >= bound)
+
+
+def rotate(rounds: int, alternatives: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Let the alternatives take turns; the median of each."""
+    found: dict[str, list[float]] = {name: [] for name in alternatives}
+    for _ in range(rounds):
+        for name, run in alternatives.items():
+            found[name].append(run())
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    started = perf_counter()
+    run()
+    return perf_counter() - started
