@@ -56,7 +56,7 @@ def _lines(count: int, x: Tensor, y: Tensor, classes: int, rounds: int) -> list[
 
         alternatives["cached"] = trained(with_cached, ours, y)
     rotate(1, alternatives)  # the first time costs more
-    median = rotate(5 * rounds, alternatives)
+    median = rotate(3 * rounds, alternatives)
     bound = (count - 1) * median["forward"] + median["one"] + median["laterals"]
     size, their_size = (count_parameters(net) / 1e6 for net in (ours, theirs))
     text, within = f"{count} column{'s' if count > 1 else ''}", ("<=", 0.6) if count == COLUMNS[-1] else None
@@ -98,7 +98,7 @@ def avalanche(inputs: int, classes: int, count: int) -> PNN:
 
 
 def trained(forward: Callable[[], Tensor], net: nn.Module, y: Tensor) -> Callable[[], float]:
-    """Seconds of a training step: the median of ten."""
+    """Seconds of a training step: the median of five."""
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1e-3)
 
     def step() -> None:
@@ -106,14 +106,14 @@ def trained(forward: Callable[[], Tensor], net: nn.Module, y: Tensor) -> Callabl
         cross_entropy(forward(), y).backward()
         optimizer.step()
 
-    return lambda: statistics.median(timed(step) for _ in range(10))
+    return lambda: statistics.median(timed(step) for _ in range(5))
 
 
 @torch.no_grad()
 def forward(net: ProgressiveNetwork, x: Tensor) -> float:
     """Seconds of the forward pass of one column without laterals."""
     first: Any = net.columns[0]
-    return statistics.median(timed(lambda: first(x, [])) for _ in range(10))
+    return statistics.median(timed(lambda: first(x, [])) for _ in range(5))
 
 
 def laterals(net: ProgressiveNetwork, x: Tensor) -> float:
@@ -131,4 +131,4 @@ def laterals(net: ProgressiveNetwork, x: Tensor) -> float:
                     if out.requires_grad:
                         out.sum().backward()
 
-    return statistics.median(timed(run) for _ in range(10))
+    return statistics.median(timed(run) for _ in range(5))
