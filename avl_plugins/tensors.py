@@ -58,34 +58,66 @@ def dataset_tensors(dataset: Any) -> Columns:
     return sample_columns(dataset, dataset_parts(dataset)) + attribute_columns(dataset)
 
 
-def batches_in_memory(dataset: Any, batch_size: int) -> Iterator[Any]:
-    """Yield (x, y, t), or (x, y) where there are no task labels, in order, in the *eval* transform group.
+def batches_in_memory(dataset: Any, batch_size: int | None = None) -> Iterator[Any]:
+    """Return an iterator over (x, y, t), or (x, y) without task labels, in order, in the *eval* transform group.
 
     For one pass, such as a Fisher's: data that are not tensors are read batch by batch and never all held. A data set
-    with a `collate_fn` of its own makes the batches, whatever they hold.
+    with a `collate_fn` of its own makes the batches, whatever they hold; of any other the iterator is `Batches`, which
+    can pass over samples without reading them.
 
     Args:
         dataset: An experience's data set.
-        batch_size: Samples per batch; the last one may be smaller.
+        batch_size: Samples per batch; the last one may be smaller. None: 1000, or fewer where a batch of them would
+            hold more than 2**25 numbers; 256 for a data set with a `collate_fn`, which may pad.
 
     Raises:
         ValueError: ``batch_size`` is not positive, the data set is empty or its samples do not form batches.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if len(dataset) == 0:
         raise ValueError("the data set is empty: there is nothing to put in a batch")
     if isinstance(dataset, AvalancheDataset):
         dataset = dataset.eval()
-    parts = dataset_parts(dataset)
+    rows = torch.arange(len(dataset))
     collate = getattr(dataset, "collate_fn", default_collate)
-    if collate is default_collate and keeps_tensors(parts):
-        read = batch_reader(dataset, parts)
-    else:
-        join = _collate if collate is default_collate else collate
-        read = lambda rows: join([dataset[i] for i in rows.tolist()])  # noqa: E731
-    for rows in torch.arange(len(dataset)).split(batch_size):
-        yield read(rows)
+    if collate is not default_collate:
+        return (collate([dataset[i] for i in part.tolist()]) for part in rows.split(batch_size or 256))
+    parts = dataset_parts(dataset)
+    if keeps_tensors(parts):
+        return Batches(batch_reader(dataset, parts), rows, batch_size)
+    return Batches(lambda rows: _collate([dataset[i] for i in rows.tolist()]), rows, batch_size)
+
+
+class Batches(Iterator[Columns]):
+    """Batches of the samples at some positions of a data set, each read when its turn comes.
+
+    Args:
+        read: A function from a vector of positions to the columns of these samples.
+        rows: The positions, (N,) int64.
+        batch_size: Samples per batch; None: as `batches_in_memory` says.
+    """
+
+    def __init__(self, read: Callable[[Tensor], Columns], rows: Tensor, batch_size: int | None) -> None:
+        self._read, self._rows, self._batch_size = read, rows, batch_size
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples are still to come."""
+        return len(self._rows)
+
+    def only(self, chosen: Tensor) -> Batches:
+        """Return the batches of some of these samples, by their numbers 0, 1, ... among those still to come."""
+        return Batches(self._read, self._rows[chosen], self._batch_size)
+
+    def __next__(self) -> Columns:
+        if len(self._rows) == 0:
+            raise StopIteration
+        if self._batch_size is None:
+            numbers = max(column.numel() for column in self._read(self._rows[:1]))
+            self._batch_size = max(1, min(1000, 2**25 // max(1, numbers)))
+        now, self._rows = self._rows[: self._batch_size], self._rows[self._batch_size :]
+        return self._read(now)
 
 
 def batch_reader(dataset: Any, parts: list[Part]) -> Callable[[Tensor], Columns]:

@@ -360,30 +360,6 @@ def test_default_generator_comes_from_the_initial_seed():
     assert not torch.equal(other["0.weight"], first["0.weight"])
 
 
-def test_max_samples_is_a_uniform_subset_of_a_sorted_stream():
-    """Inputs are one-hot in their own index, so the first layer's Fisher tells which samples were drawn."""
-    n, k = 40, 10
-    model = nn.Linear(n, 2).double()
-    x, y = torch.eye(n, dtype=torch.float64), torch.arange(n) // (n // 2)
-    counts = torch.zeros(n)
-    for seed in range(400):
-        drawn = []
-        for size in (n, 7):
-            generator = torch.Generator().manual_seed(seed)
-            fisher = diagonal_fisher(model, batches(x, y, size), labels="empirical", max_samples=k, generator=generator)
-            drawn.append(fisher["weight"].sum(0) > 0)
-        assert torch.equal(drawn[0], drawn[1])
-        assert drawn[0].sum() == k
-        counts += drawn[0]
-    expected, std = 400 * k / n, (400 * k / n * (1 - k / n)) ** 0.5
-    assert ((counts - expected).abs() < 4.5 * std).all()
-
-
-def test_max_samples_beyond_the_data_is_all_of_it():
-    model, x, y = make("mlp")
-    assert_same(diagonal_fisher(model, batches(x, y, 2), max_samples=99), diagonal_fisher(model, [(x, y)]))
-
-
 def test_masked_classes_cost_nothing_and_change_nothing():
     """Avalanche masks the logits of classes not seen yet with -1000."""
     model, x, y = make("mlp")

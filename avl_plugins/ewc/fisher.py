@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 
 from avl_plugins.ewc.likelihood import make_likelihood
 from avl_plugins.ewc.per_sample import SquaredGradients
+from avl_plugins.ewc.subset import Batch, Selectable, random_subset, take_random
 
 Labels = Literal["exact", "sampled", "empirical", "batch"]
 """Over which labels the squared gradient is averaged.
@@ -30,8 +31,6 @@ Labels = Literal["exact", "sampled", "empirical", "batch"]
 `"batch"`: the square of each mini-batch's mean gradient with the data's labels, averaged over mini-batches. Not a
 Fisher: it depends on batch size and order. It is what Avalanche's `EWCPlugin` computes, here for comparison.
 """
-
-Batch = tuple[Tensor, Tensor, Tensor | None]
 
 
 def diagonal_fisher(
@@ -58,7 +57,8 @@ def diagonal_fisher(
         likelihood: "categorical" (outputs are logits over dimension 1; outputs (N, K, H, W) have a class a pixel, log
             p is the sum over pixels whose label is not -100), "bernoulli" (independent logits), "gaussian" (means
             with unit variance), or a callable from the outputs to a `torch.distributions.Distribution`.
-        max_samples: use a uniformly random subset of this many samples (all, where there are fewer).
+        max_samples: use a uniformly random subset of this many samples (all, where there are fewer). Of batches from
+            `avl_plugins.loading.batches_in_memory` only these samples are read.
         generator: a CPU generator for sampled labels and the subset. None makes a new one from
             `torch.initial_seed()`.
 
@@ -98,9 +98,13 @@ def diagonal_fisher(
     totals = {n: torch.zeros_like(p, dtype=_wide(p.dtype)) for n, p in params.items()}
     count = 0
     with _evaluating(model, device):
-        stream: Iterator[Batch] = (_parse(batch) for batch in batches)
-        if max_samples is not None:
-            stream = _random_subset(stream, max_samples, generator)
+        stream: Iterator[Batch]
+        if max_samples is None:
+            stream = map(_parse, batches)
+        elif isinstance(batches, Selectable):
+            stream = map(_parse, take_random(batches, max_samples, generator))
+        else:
+            stream = random_subset(map(_parse, batches), max_samples, generator)
         for batch in stream:
             for x, y, task in _by_task(model, batch, device):
                 if labels == "batch":
@@ -188,40 +192,3 @@ def _square_of_batch_gradient(
     z = model(x) if task is None else model(x, task)
     grads = torch.autograd.grad(z, list(params.values()), likelihood.score(z.detach(), y) / len(x), allow_unused=True)
     return {n: g.square() for n, g in zip(params, grads, strict=True) if g is not None}
-
-
-def _random_subset(batches: Iterator[Batch], size: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Draw `size` samples without replacement from a stream of unknown length, in its order.
-
-    Every sample gets a uniform key and the smallest keys stay, so that the subset does not depend on the batch size.
-    Candidates are thinned out whenever there are twice as many as needed.
-    """
-    kept: list[tuple[Tensor, Batch]] = []  # keys and samples
-    highest, held, length = float("inf"), 0, 0
-    for x, y, t in batches:
-        length = max(length, len(x))
-        keys = torch.rand(len(x), generator=generator, dtype=torch.float64)
-        rows = (keys < highest).nonzero().flatten()
-        t = None if t is None else torch.as_tensor(t).expand(len(x))
-        kept.append((keys[rows], _rows((x, torch.as_tensor(y), t), rows)))
-        held += len(rows)
-        if held > 2 * size:
-            kept = [_smallest(kept, size)]
-            highest, held = float(kept[0][0].max()), size
-    if kept:
-        samples = _smallest(kept, size)[1]
-        for rows in torch.arange(len(samples[0])).split(length):
-            yield _rows(samples, rows)
-
-
-def _smallest(kept: list[tuple[Tensor, Batch]], size: int) -> tuple[Tensor, Batch]:
-    keys = torch.cat([k for k, _ in kept])
-    xs, ys, ts = zip(*(batch for _, batch in kept), strict=True)
-    rows = keys.topk(min(size, len(keys)), largest=False).indices.sort().values
-    t = None if any(t is None for t in ts) else torch.cat(ts)
-    return keys[rows], _rows((torch.cat(xs), torch.cat(ys), t), rows)
-
-
-def _rows(batch: Batch, rows: Tensor) -> Batch:
-    x, y, t = batch
-    return x[rows], y[rows], None if t is None else t[rows]

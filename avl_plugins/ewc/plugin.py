@@ -64,8 +64,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         max_samples: use a uniformly random subset of this many samples for the Fisher.
         fisher_data: strategy -> batches (x, y) or (x, y, t) for the Fisher, e.g. from a replay buffer. Default: the
             experience's data set under its *eval* transforms, in order, put together by its `collate_fn`.
-        fisher_batch_size: samples a batch in that default. None: 256, or `train_mb_size` for labels "batch"; only
-            "batch" depends on it.
+        fisher_batch_size: samples a batch in that default; only labels "batch" depend on it. None: `train_mb_size` for
+            "batch", else what `batches_in_memory` finds fit, 1000 where samples are small.
         likelihood: "categorical", "bernoulli", "gaussian" or a callable; see `diagonal_fisher`.
         step: "gradient" adds the penalty's gradient. "proximal" pulls the parameters to the penalty's centre after the
             optimizer's step (`proximal_step_`): stable for any lambda; the loss still shows the penalty.
@@ -246,7 +246,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     def _batches(self, strategy: Any, task: Any) -> Iterable[Any]:
         if self.fisher_data is not None:
             return self.fisher_data(strategy)
-        size = self.fisher_batch_size or (strategy.train_mb_size if self.labels == "batch" else 256)
+        size = self.fisher_batch_size or (strategy.train_mb_size if self.labels == "batch" else None)
         return batches_in_memory(task.dataset, size)  # in the eval transform group: no augmentation
 
     def state_dict(self) -> dict[str, Any]:
