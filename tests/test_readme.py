@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -19,9 +20,14 @@ def test_python_runs_as_printed(number, tmp_path, monkeypatch):
         names["strategy"].eval(names["benchmark"].test_stream)
         metrics = names["strategy"].evaluator.get_last_metrics()
         kept = metrics["Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000"]
-        assert kept > 0.6, "EWC keeps the first task"
+        assert kept > 0.6, "the first task is kept"
     if "fisher" in names:
         assert {name: tuple(f.shape) for name, f in names["fisher"].items()} == {"weight": (3, 4), "bias": (3,)}
+    if "deployed" in names:
+        x, y, _ = zip(*names["benchmark"].test_stream[0].dataset, strict=True)
+        with torch.no_grad():
+            right = (names["deployed"](torch.stack(x)).argmax(1) == torch.tensor(y)).float().mean()
+        assert float(right) == pytest.approx(kept)
     assert names
 
 
