@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from avl_plugins import Resumable, load_checkpoint, save_checkpoint
+from avl_plugins import Progressive, ProgressiveNetwork, Resumable, load_checkpoint, save_checkpoint
 from avl_plugins.metrics import learning_curve_area, transfer_metrics, transfer_score
 
 
@@ -343,3 +343,32 @@ def test_goes_on_from_a_checkpoint_at_any_safe_point(tmp_path, phase):
         rest, rows, _ = run(0, load=True)
         assert (rest.curves, rest.scores, rest.done) == (whole.curves, whole.scores, whole.done)
         assert rows.rows == values.rows
+
+
+@pytest.mark.filterwarnings("ignore:task . has not been trained on")
+def test_a_second_column_against_a_single_one(digits_split):
+    """Baseline 1 and two columns of a progressive network; before its training a task's answers are chance."""
+
+    def learn(tasks, metrics):
+        torch.manual_seed(0)
+        network = ProgressiveNetwork(nn.Sequential(nn.Linear(64, 16), nn.ReLU()), adapter="linear")
+        strategy = Progressive(
+            model=network,
+            optimizer=torch.optim.SGD(network.parameters(), lr=0.05),
+            train_mb_size=20,
+            train_epochs=3,
+            eval_mb_size=200,
+            eval_every=1,
+            evaluator=EvaluationPlugin(*metrics, loggers=[Values()]),
+        )
+        for task in tasks:
+            strategy.train(digits_split.train_stream[task], eval_streams=[digits_split.test_stream])
+        return metrics[0]
+
+    single = learn([3], transfer_metrics())
+    both = learn([1, 3], transfer_metrics(baseline=single.curves, floor=0.5))
+    assert list(both.scores) == [3]
+    assert both.scores[3] == transfer_score(both.curves[3], single.curves[3], 0.5)
+    assert both.curves[3][0] == single.curves[3][0]
+    steps = -(-len(digits_split.train_stream[3].dataset) // 20)
+    assert [x for x, _ in both.curves[3]] == [x for x, _ in single.curves[3]] == [0, steps, 2 * steps, 3 * steps]
