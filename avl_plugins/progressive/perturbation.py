@@ -217,12 +217,12 @@ def _level(score_at: Callable[[float], float], target: float, largest: float, to
     """Return the smallest level found at which the score is not above the target; infinity where there is none."""
     low = high = min(1.0, largest)
     if score_at(high) > target:
-        while score_at(high := min(4 * low, largest)) > target:
+        while score_at(high := min(16 * low, largest)) > target:
             if high == largest:
                 return torch.inf
             low = high
     else:
-        while score_at(low := high / 4) <= target:
+        while score_at(low := high / 16) <= target:
             high = low
             if low < _SMALLEST:
                 raise ValueError(
