@@ -13,8 +13,15 @@ from avl_plugins.ewc.rules import register_fisher_rule as register_fisher_rule
 from avl_plugins.ewc.strategy import EWC as EWC
 from avl_plugins.growth import grow_parameter as grow_parameter
 from avl_plugins.loading import InMemoryLoaderPlugin as InMemoryLoaderPlugin
+from avl_plugins.progressive.figure import sensitivity_figure as sensitivity_figure
 from avl_plugins.progressive.network import ProgressiveNetwork as ProgressiveNetwork
+from avl_plugins.progressive.perturbation import average_perturbation_sensitivity as average_perturbation_sensitivity
 from avl_plugins.progressive.plugin import ProgressivePlugin as ProgressivePlugin
+from avl_plugins.progressive.pruning import prune_laterals as prune_laterals
+from avl_plugins.progressive.pruning import pruning_curve as pruning_curve
+from avl_plugins.progressive.sensitivity import afs_spectrum as afs_spectrum
+from avl_plugins.progressive.sensitivity import average_fisher_sensitivity as average_fisher_sensitivity
+from avl_plugins.progressive.sensitivity import effective_maps as effective_maps
 from avl_plugins.progressive.strategy import Progressive as Progressive
 from avl_plugins.resume import CheckpointEvery as CheckpointEvery
 from avl_plugins.resume import Resumable as Resumable

@@ -21,7 +21,10 @@ Uniform = Callable[[torch.Size], Tensor]
 """Draws independent uniforms in [0, 1) of the shape asked for, the first dimension being the samples'."""
 
 Scores = Iterator[Tensor]
-"""Tensors g_c shaped as the outputs with E_y[(d log p(y | x) / d theta)^2] = sum_c (J^T g_c)^2."""
+"""Tensors g_c shaped as the outputs with E_y[(d log p(y | x) / d theta)^2] = sum_c (J^T g_c)^2.
+
+Any g_c whose outer products add up to E_y[g g^T] will do; the fewer, the fewer backward passes.
+"""
 
 
 class Categorical:
@@ -58,18 +61,27 @@ class Categorical:
         return drawn.clamp_max(z.shape[1] - 1)
 
     def exact(self, z: Tensor) -> Scores:
-        """Every class, by the root of its probability. Classes that no sample can have (masked logits) are left out."""
+        """The columns of the Cholesky factor L of the scores' covariance, E_y[g g^T] = diag(p) - p p^T = L L^T.
+
+        With r_k = p_k + ... + p_K it is L_kk = sqrt(p_k r_(k+1) / r_k), L_ik = -p_i / r_(k+1) L_kk below the diagonal
+        and zero above it. The last column is zero, so that K classes take K - 1 passes, and two classes a single one;
+        so is the column of a class that no sample can have (a masked logit), which is left out.
+        """
         self.check(z)
         if z.ndim > 2:
             raise ValueError(
                 f"labels='exact' would enumerate every labelling of outputs of shape {tuple(z.shape)}; "
                 "use labels='sampled', which draws one label a position"
             )
-        p = z.softmax(1)
-        for k in p.amax(0).nonzero().flatten().tolist():
-            score = -p
-            score[:, k] += 1
-            yield score.mul_(p[:, k].sqrt().unsqueeze(1))
+        p = z.softmax(1, dtype=torch.promote_types(z.dtype, torch.float32))
+        rest = p.flip(1).cumsum(1).flip(1)  # r_k, in sums of positive terms
+        tiny = torch.finfo(p.dtype).tiny
+        diagonal = (p[:, :-1] / rest[:, :-1].clamp_min(tiny) * rest[:, 1:]).sqrt_()
+        for k in diagonal.amax(0).nonzero().flatten().tolist():
+            score = torch.zeros_like(p)
+            score[:, k] = diagonal[:, k]
+            score[:, k + 1 :] = p[:, k + 1 :] * (-diagonal[:, k] / rest[:, k + 1].clamp_min(tiny)).unsqueeze(1)
+            yield score.to(z.dtype)
 
 
 class Bernoulli:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from avl_plugins.ewc.rules import MAX_ELEMENTS, Rule, find_rule
+from avl_plugins.ewc.calls import Call, calls_of
+from avl_plugins.ewc.rules import MAX_ELEMENTS, Rule, find_rule, linear_of_squares, needs_squares_only
 from avl_plugins.ewc.selection import leaves
 
 log = logging.getLogger(__name__)
@@ -63,11 +64,11 @@ class SquaredGradients:
         return totals
 
     def _part(self, plan: _Plan, x: Tensor, y: Tensor | None, task: int | None, totals: Sums) -> None:
-        with _capture(plan.rules) as calls:
+        with calls_of(plan.layers) as calls:
             z = _outputs(self.model, x, task)
         plan.revise(calls, z, len(x))
         scores = self.scores(z.detach(), y)
-        plan.scores = max(plan.scores, len(scores))
+        plan.scores = max(plan.scores, len(scores), 1)
         if scores:
             _add(totals, _by_rules(plan.rules, self.params, calls, z, scores))
             if plan.rest:
@@ -108,7 +109,7 @@ class _Plan:
         self.scores = 0
         layers = {n: (layer, rule) for n, layer in model.named_modules() if (rule := find_rule(layer))}
         self.rules = {n: found for n, found in layers.items() if self.own(n, found[0])}
-        with _capture(self.rules) as calls:
+        with calls_of(self.layers) as calls:
             z = _outputs(model, x, task)
         if not isinstance(z, Tensor) or z.ndim == 0 or len(z) != len(x):
             what = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
@@ -120,6 +121,11 @@ class _Plan:
         self.elements = z.numel() // len(x) + sum(sizes)
 
     @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers that have a rule, by name."""
+        return {name: layer for name, (layer, _) in self.rules.items()}
+
+    @property
     def samples_at_once(self) -> int:
         """How many samples' output gradients fit in memory; one to begin with, to learn how many scores there are."""
         return max(1, MAX_ELEMENTS // max(1, self.scores * self.elements)) if self.scores else 1
@@ -129,7 +135,7 @@ class _Plan:
         prefix = f"{name}." if name else ""
         return [prefix + n for n, _ in layer.named_parameters(recurse=False) if prefix + n in self.params]
 
-    def revise(self, calls: dict[str, list[_Call]], z: Tensor, rows: int) -> None:
+    def revise(self, calls: dict[str, list[Call]], z: Tensor, rows: int) -> None:
         """Take layers that this pass used otherwise off the rules, and take in parameters that none has used before."""
         for name, its_calls in calls.items():
             if len(its_calls) != 1 or not its_calls[0].fits(rows):
@@ -139,7 +145,7 @@ class _Plan:
         self.rest.update(n for n, p in self.params.items() if id(p) in used and n not in ruled)
 
     def _drop_wrong_rules(
-        self, model: nn.Module, calls: dict[str, list[_Call]], z: Tensor, x: Tensor, task: int | None
+        self, model: nn.Module, calls: dict[str, list[Call]], z: Tensor, x: Tensor, task: int | None
     ) -> None:
         """Compare every rule with the definition: the layer's weight may be used outside the layer, for example."""
         if not self.rules or not z.requires_grad:
@@ -160,55 +166,11 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool((a - b).abs().max() <= 1e-3 * scale)
 
 
-class _Call:
-    """One call of a layer: what went in and what came out."""
-
-    def __init__(self, args: tuple, output: object):
-        self.lone_tensor = len(args) == 1 and isinstance(args[0], Tensor)
-        self.input: Tensor = args[0].detach() if self.lone_tensor else torch.empty(0)
-        self.version = self.input._version
-        self.output: Tensor = output  # type: ignore[assignment]
-
-    def fits(self, rows: int) -> bool:
-        """Whether rows are samples, and the input is still what it was (no in-place change since)."""
-        x, y = self.input, self.output
-        return (
-            self.lone_tensor
-            and isinstance(y, Tensor)
-            and y.requires_grad
-            and x.ndim > 0
-            and y.ndim > 1
-            and len(x) == len(y) == rows
-            and x._version == self.version
-        )
-
-
-@contextmanager
-def _capture(layers: dict[str, tuple[nn.Module, Rule]]) -> Iterator[dict[str, list[_Call]]]:
-    """Record the calls of these layers during a forward pass."""
-    calls: dict[str, list[_Call]] = {}
-
-    def recorder(name: str) -> Callable:
-        def hook(layer: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
-            calls.setdefault(name, []).append(_Call(args if not kwargs else (), output))
-            # The clone goes on through the model, so that an in-place activation leaves the recorded output alone.
-            return output.clone() if isinstance(output, Tensor) else output
-
-        return hook
-
-    handles = [layer.register_forward_hook(recorder(n), with_kwargs=True) for n, (layer, _) in layers.items()]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @torch.no_grad()
 def _by_rules(
     rules: dict[str, tuple[nn.Module, Rule]],
     params: dict[str, nn.Parameter],
-    calls: dict[str, list[_Call]],
+    calls: dict[str, list[Call]],
     z: Tensor,
     scores: list[Tensor],
 ) -> Sums:
@@ -216,13 +178,24 @@ def _by_rules(
     if not names or not z.requires_grad:
         return {}
     outputs = [calls[n][0].output for n in names]
-    each = (
-        torch.autograd.grad(z, outputs, g, retain_graph=True, allow_unused=True, materialize_grads=True) for g in scores
-    )
+    lean = {n for n in names if needs_squares_only(rules[n][1], calls[n][0].input)}
+    squares: dict[str, Tensor] = {}
+    each: dict[str, list[Tensor]] = {n: [] for n in names if n not in lean}
+    for g in scores:
+        grads = torch.autograd.grad(z, outputs, g, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for name, gradient in zip(names, grads, strict=True):
+            if name not in lean:
+                each[name].append(gradient)
+            elif name in squares:
+                squares[name].addcmul_(gradient, gradient)
+            else:
+                squares[name] = gradient.square()
     sums: Sums = {}
-    for name, grads in zip(names, zip(*each, strict=True), strict=True):
+    for name in names:
         layer, rule = rules[name]
-        for p, total in rule(layer, calls[name][0].input, torch.stack(grads)).items():
+        x = calls[name][0].input
+        found = linear_of_squares(x, squares[name]) if name in lean else rule(layer, x, torch.stack(each[name]))
+        for p, total in found.items():
             full = f"{name}.{p}" if name else p
             if full in params:
                 sums[full] = total

@@ -53,13 +53,22 @@ def find_rule(layer: nn.Module) -> Rule | None:
 def linear(layer: nn.Linear, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Linear layer on vectors (N, in) or on sequences (N, ..., in)."""
     if x.ndim == 2:
-        squares = g.square().sum(0)
-        return {"weight": squares.T @ x.square(), "bias": squares.sum(0)}
+        return linear_of_squares(x, g.square().sum(0))
     x, g = x.flatten(1, -2), g.flatten(2, -2)
     return {
         "weight": _sum_of_squared_products(g.transpose(2, 3), x),
         "bias": _square_sum(g.sum(2)),
     }
+
+
+def needs_squares_only(rule: Rule, x: Tensor) -> bool:
+    """Whether `linear_of_squares` does the work of this rule on this input: the gradients need not be kept then."""
+    return rule is linear and x.ndim == 2
+
+
+def linear_of_squares(x: Tensor, squares: Tensor) -> dict[str, Tensor]:
+    """Linear layer on vectors, from sum_c g[c]^2, (N, out)."""
+    return {"weight": squares.T @ x.square(), "bias": squares.sum(0)}
 
 
 @register_fisher_rule(nn.Conv1d, nn.Conv2d)

@@ -171,16 +171,17 @@ class Column(nn.Module):
         alpha_init: float,
     ) -> nn.Module | None:
         """Make the lateral connection into `layer`, which reads what stage depth - 1 of this column gives."""
-        sources = [column._source(depth, column._layer_at(depth)) for column in earlier]
-        own = self._source(depth, layer)
+        sources = [column.source(depth, column.layer_at(depth)) for column in earlier]
+        own = self.source(depth, layer)
         reduced = reduced_width(own.maps, reduction)
         made = make_adapter(adapter, layer, sources, reduced=reduced, alpha_init=alpha_init)
         return None if made is None else made.to(next(self.parameters()))
 
-    def _layer_at(self, depth: int) -> Any:
+    def layer_at(self, depth: int) -> Any:
+        """Return the affine layer of a stage; None for the head's depth, whose layer differs from task to task."""
         return self._stages()[depth].layer if depth < len(self.stages) else None
 
-    def _source(self, depth: int, layer: Any) -> Source:
+    def source(self, depth: int, layer: Any) -> Source:
         """Describe h_{depth-1}, which `layer` of this column (None for the head) reads."""
         maps = self._stages()[depth - 1].maps
         if type(layer) in CONVOLUTIONS:

@@ -185,7 +185,7 @@ def _most_sensitive(values: dict[Place, Tensor], keep: float, across: str) -> di
 
 def _source_maps(column: Any, depth: int) -> int:
     """Return how many maps of a depth an adapter tells apart."""
-    return column._source(depth + 1, column._layer_at(depth + 1)).maps
+    return column.source(depth + 1, column.layer_at(depth + 1)).maps
 
 
 @torch.no_grad()
