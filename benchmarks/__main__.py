@@ -10,6 +10,7 @@ python -m benchmarks perf            speed, ours against Avalanche's and a bare 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,5 +119,19 @@ def main(arguments: Sequence[str]) -> int:
         return 130
 
 
+def main_or_closed_pipe() -> int:
+    """`main` of the process's arguments; 1, quietly, where nobody reads its output any more."""
+    try:
+        return main(sys.argv[1:])
+    except BrokenPipeError:
+        return 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:  # the interpreter flushes once more at its end, and would complain
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main_or_closed_pipe())

@@ -67,6 +67,29 @@ def test_help_shows_the_settings_of_the_scale():
     assert "power law" in shown.stdout
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("list",), ("list", "--help"), ("run",), ("run", "ewc-patterns", "--help"), ("report", "--json")],
+)
+def test_a_reader_that_has_gone_away_is_no_error_message(arguments):
+    read, write = os.pipe()
+    os.close(read)  # as `| head` does once it has its lines
+    try:
+        ended = subprocess.run(
+            [*PYTHON, *arguments],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
+    finally:
+        os.close(write)
+    assert ended.stderr == ""
+    assert ended.returncode in (0, 1)
+
+
 def test_a_missing_extra_is_named():
     code = (
         "import sys; sys.modules['rich'] = None\n"
