@@ -6,157 +6,13 @@ import logging
 import pytest
 import torch
 from avalanche.models import MTSimpleMLP
+from fisher_cases import MODELS, assert_same, batches, make
 from reference import fisher_reference
 from torch import nn
-from torch.distributions import Bernoulli, Categorical, Independent
 from torch.nn import functional
 
 from avl_plugins import diagonal_fisher, register_fisher_rule
 from avl_plugins.ewc.rules import linear
-
-RELATIVE = 1e-6
-
-
-class Twice(nn.Module):
-    """One linear layer used twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.shared, self.out = nn.Linear(5, 5), nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.out(self.shared(self.shared(x).tanh()).tanh())
-
-
-class Recurrent(nn.Module):
-    def __init__(self, cell, batch_first=True):
-        super().__init__()
-        self.batch_first = batch_first
-        self.cell, self.out = cell(4, 5, batch_first=batch_first), nn.Linear(5, 3)
-
-    def forward(self, x):
-        if not self.batch_first:
-            return self.out(self.cell(x.transpose(0, 1))[0][-1])
-        return self.out(self.cell(x)[0][:, -1])
-
-
-class Attention(nn.Module):
-    """Embedding with repeated tokens, self-attention, layer norm, and the embedding's weight as the output layer."""
-
-    def __init__(self, tied=False):
-        super().__init__()
-        self.embed = nn.Embedding(6, 8, padding_idx=0)
-        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.norm, self.mix, self.out = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 6)
-        if tied:
-            self.out.weight = self.embed.weight
-
-    def forward(self, x):
-        h = self.embed(x)
-        h = self.norm(h + self.attend(h, h, h, need_weights=False)[0])
-        return self.out(self.mix(h).tanh().mean(1))
-
-
-class OutsideItsLayer(nn.Module):
-    """A layer called once, whose weight is also used without the layer: no rule can know."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.out = nn.Linear(5, 5), nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.out(functional.linear(self.layer(x).tanh(), self.layer.weight))
-
-
-class SequenceFirst(nn.Module):
-    """Rows of the inner layers are positions, and there are as many as the probe has samples."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.out = nn.Linear(4, 5), nn.Linear(5, 3)
-
-    def forward(self, x):  # (N, 2, 4)
-        return self.out(self.layer(x.transpose(0, 1)).tanh().sum(0))
-
-
-def conv(**options):
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, **options),
-        nn.BatchNorm2d(4),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(4, 6, (1, 2), groups=2, bias=False),
-        nn.GroupNorm(3, 6),
-        nn.Tanh(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(24, 3),
-    )
-
-
-def frozen_weight():
-    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
-    model[0].weight.requires_grad_(False)
-    return model
-
-
-IMAGES, VECTORS, SEQUENCES = (2, 7, 7), (5,), (6, 4)
-MODELS = {
-    "mlp": (lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, 3)), VECTORS),
-    "mlp with batch norm and dropout": (
-        lambda: nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(), nn.ReLU(), nn.Linear(7, 3)),
-        VECTORS,
-    ),
-    "mlp on sequences": (
-        lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Flatten(), nn.Linear(30, 3)),
-        SEQUENCES,
-    ),
-    "frozen weight": (frozen_weight, VECTORS),
-    "conv, padding": (lambda: conv(padding=1), IMAGES),
-    "conv, stride, dilation, groups": (lambda: conv(padding=2, stride=2, dilation=2, groups=2), IMAGES),
-    "conv, circular": (lambda: conv(padding=(2, 1), padding_mode="circular"), IMAGES),
-    "conv, same": (lambda: conv(padding="same"), IMAGES),
-    "conv1d": (
-        lambda: nn.Sequential(nn.Conv1d(6, 4, 3, padding=1, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)),
-        SEQUENCES,
-    ),
-    "conv3d has no rule": (
-        lambda: nn.Sequential(nn.Conv3d(1, 2, 2), nn.Flatten(), nn.Linear(24, 3)),
-        (1, 3, 3, 4),
-    ),
-    "a layer used twice": (Twice, VECTORS),
-    "a weight used outside its layer": (OutsideItsLayer, VECTORS),
-    "sequence first": (SequenceFirst, (2, 4)),
-    "rnn": (lambda: Recurrent(nn.RNN), SEQUENCES),
-    "gru": (lambda: Recurrent(nn.GRU, batch_first=False), SEQUENCES),
-    "lstm": (lambda: Recurrent(nn.LSTM), SEQUENCES),
-    "attention": (Attention, None),
-    "attention, tied": (lambda: Attention(tied=True), None),
-}
-
-
-def make(name, samples=5):
-    torch.manual_seed(0)
-    build, shape = MODELS[name]
-    model = build().double()
-    for module in model.modules():  # running statistics unlike those of the batch
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    if shape is None:
-        x = torch.randint(0, 6, (samples, 4))
-    else:
-        x = torch.randn(samples, *shape, dtype=torch.float64)
-    return model, x, torch.randint(0, 3, (samples,))
-
-
-def batches(x, y, size):
-    return list(zip(x.split(size), y.split(size), strict=True))
-
-
-def assert_same(fisher, expected, relative=RELATIVE):
-    assert fisher.keys() == expected.keys()
-    for name, value in fisher.items():
-        torch.testing.assert_close(value, expected[name], rtol=relative, atol=relative * float(expected[name].max()))
 
 
 @pytest.mark.parametrize("labels", ["exact", "sampled", "empirical"])
@@ -191,69 +47,6 @@ def test_multi_head_uses_each_samples_own_head_and_leaves_the_others_zero():
     assert fisher["classifier.classifiers.1.classifier.weight"].sum() > 0
     assert fisher["classifier.classifiers.2.classifier.weight"].sum() == 0
     with pytest.raises(ValueError, match=r"\(x, y, t\)"):
-        diagonal_fisher(model, [(x, y)])
-
-
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_other_likelihoods_exact(likelihood):
-    model, x, y = make("mlp")
-    expected = fisher_reference(model, x, likelihood=likelihood)
-    assert_same(diagonal_fisher(model, batches(x, y, 2), likelihood=likelihood), expected)
-
-
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_other_likelihoods_empirical(likelihood):
-    model, x, _ = make("mlp")
-    y = torch.rand(5, 3).round().double()
-    expected = fisher_reference(model, x, y, labels="empirical", likelihood=likelihood)
-    assert_same(diagonal_fisher(model, batches(x, y, 2), labels="empirical", likelihood=likelihood), expected)
-
-
-@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli", "gaussian"])
-def test_sampled_converges_to_exact(likelihood):
-    model, x, y = make("mlp")
-    exact = diagonal_fisher(model, [(x, y)], likelihood=likelihood)
-    many = [(x.repeat(4000, 1), y.repeat(4000))]
-    sampled = diagonal_fisher(model, many, labels="sampled", likelihood=likelihood)
-    trace = {k: sum(float(f.sum()) for f in d.values()) for k, d in (("exact", exact), ("sampled", sampled))}
-    assert trace["sampled"] == pytest.approx(trace["exact"], rel=0.03)
-
-
-def test_a_distribution_as_likelihood_equals_the_named_one():
-    model, x, y = make("mlp")
-    ours = diagonal_fisher(model, batches(x, y, 2), likelihood=lambda z: Categorical(logits=z))
-    assert_same(ours, diagonal_fisher(model, [(x, y)]))
-    bits = torch.rand(5, 3).round().double()
-    ours = diagonal_fisher(
-        model, [(x, bits)], labels="empirical", likelihood=lambda z: Independent(Bernoulli(logits=z), 1)
-    )
-    assert_same(ours, diagonal_fisher(model, [(x, bits)], labels="empirical", likelihood="bernoulli"))
-    sampled = diagonal_fisher(model, [(x, y)], labels="sampled", likelihood=lambda z: Categorical(logits=z))
-    assert all(f.isfinite().all() for f in sampled.values())
-    with pytest.raises(ValueError, match="labels='sampled'"):
-        diagonal_fisher(model, [(x, y)], likelihood=lambda z: torch.distributions.Normal(z, 1.0))
-    with pytest.raises(TypeError, match="Distribution"):
-        diagonal_fisher(model, [(x, y)], likelihood=lambda z: z.sum())
-
-
-def test_dense_outputs_sum_over_pixels_and_skip_the_ignored():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, 1)).double()
-    x, y = torch.randn(3, 2, 4, 5, dtype=torch.float64), torch.randint(0, 4, (3, 4, 5))
-    y[0, 1, 1:3] = y[2, 0] = -100
-
-    def log_p(output, target):
-        return -functional.cross_entropy(output.unsqueeze(0), target.unsqueeze(0), reduction="sum")
-
-    expected = fisher_reference(model, x, y, labels="empirical", likelihood=log_p)
-    assert_same(diagonal_fisher(model, batches(x, y, 2), labels="empirical"), expected)
-    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
-    one, two = (
-        diagonal_fisher(model, batches(x, y, size), labels="sampled", generator=g)
-        for size, g in zip((3, 2), generators, strict=True)
-    )
-    assert_same(one, two)
-    with pytest.raises(ValueError, match="labels='sampled'"):
         diagonal_fisher(model, [(x, y)])
 
 
@@ -360,23 +153,6 @@ def test_default_generator_comes_from_the_initial_seed():
     assert not torch.equal(other["0.weight"], first["0.weight"])
 
 
-def test_masked_classes_cost_nothing_and_change_nothing():
-    """Avalanche masks the logits of classes not seen yet with -1000."""
-    model, x, y = make("mlp")
-
-    class Masked(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = model
-
-        def forward(self, x):
-            z = self.net(x)
-            return torch.cat([z, torch.full_like(z, -1000.0)], 1)
-
-    masked = diagonal_fisher(Masked(), [(x, y)])
-    assert_same({n.removeprefix("net."): f for n, f in masked.items()}, diagonal_fisher(model, [(x, y)]))
-
-
 def test_a_users_rule_is_used_where_right_and_refused_where_wrong():
     class Mine(nn.Linear):
         pass
@@ -430,6 +206,15 @@ def test_half_precision_adds_up_in_single():
     torch.testing.assert_close(half["weight"].float(), expected["weight"], rtol=0.05, atol=0)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("name", ["mlp", "conv, padding", "gru", "attention"])
+def test_cuda_equals_cpu(name):
+    model, x, y = make(name)
+    on_cpu = diagonal_fisher(model, [(x, y)], labels="sampled")
+    on_gpu = diagonal_fisher(copy.deepcopy(model).cuda(), [(x, y)], labels="sampled")
+    assert_same({n: f.cpu() for n, f in on_gpu.items()}, on_cpu, relative=1e-9)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -472,12 +257,3 @@ def test_labels_out_of_range_are_named():
     model, x, y = make("mlp")
     with pytest.raises(ValueError, match="labels run from 0 to 7, but the outputs have 3 classes"):
         diagonal_fisher(model, [(x, y * 0 + torch.arange(5) // 4 * 7)], labels="empirical")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("name", ["mlp", "conv, padding", "gru", "attention"])
-def test_cuda_equals_cpu(name):
-    model, x, y = make(name)
-    on_cpu = diagonal_fisher(model, [(x, y)], labels="sampled")
-    on_gpu = diagonal_fisher(copy.deepcopy(model).cuda(), [(x, y)], labels="sampled")
-    assert_same({n: f.cpu() for n, f in on_gpu.items()}, on_cpu, relative=1e-9)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from fisher_cases import assert_same, batches
 from reference import fisher_reference
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -28,20 +29,10 @@ def seeded(seed: int = 3) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def batches(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(x.split(size), y.split(size), strict=True))
-
-
 def smallest_keys(samples: int, size: int) -> list[int]:
     """The definition: a uniform key a sample, and the samples with the smallest keys, in order."""
     keys = torch.rand(samples, generator=seeded(), dtype=torch.float64).tolist()
     return sorted(sorted(range(samples), key=keys.__getitem__)[:size])
-
-
-def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], relative: float = 1e-9) -> None:
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        torch.testing.assert_close(value, second[name], rtol=relative, atol=relative * float(second[name].max()))
 
 
 def test_it_is_uniform_on_a_sorted_stream() -> None:
