@@ -7,7 +7,8 @@ the whole test stream after every task. Avalanche's own progressive network has 
 
 What we do: Adam, batch 50, started afresh on each task, 500 images a class without augmentation, so that transfer
 from earlier tasks can show. The classes come in a random order, another for each seed. Lambda of EWC is chosen on 5,000
-held-out training images of a seed that is not used afterwards.
+held-out training images of a seed that is not used afterwards, on which alpha 0.1 and 1 were compared, too (three
+tasks: 0.587 and 0.607; without connections 0.558).
 Deviations: V of the adapter is min(n, 8) wide for these few feature maps, where the paper has n.
 """
 
@@ -38,9 +39,9 @@ class Settings:
     """Feature maps of the convolutions, each of which is followed by pooling."""
     width: int = 64
     """Units in the fully connected layer."""
-    dropout: float = 0.0
+    dropout: float = 0.5
     """Dropout before the head."""
-    epochs: int = 15
+    epochs: int = 10
     """Epochs on each task."""
     batch_size: int = 50
     """Images in a mini-batch."""
@@ -50,7 +51,7 @@ class Settings:
     """Learning rate."""
     reduction: float = 8
     """The adapter's projection is n / reduction wide, and not below 8."""
-    alpha_init: float = 0.1
+    alpha_init: float = 1.0
     """First value of the adapter's scalars."""
     cache_frozen: bool = True
     """Compute frozen features once a task."""
@@ -121,7 +122,7 @@ EXPERIMENT = Experiment(
         "cpu": Settings(),
         "paper": Settings(maps=(32, 64, 64), width=256, epochs=30, dropout=0.5, lambdas=(1.0, 10.0, 100.0, 1000.0)),
     },
-    minutes={"smoke": 0.2, "cpu": 40, "paper": 600},
+    minutes={"smoke": 0.2, "cpu": 30, "paper": 600},
     measure=measure,
     rows=rows,
     figure=figure,
