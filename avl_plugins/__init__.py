@@ -5,6 +5,12 @@ Metrics are in `avl_plugins.metrics`.
 
 from avl_plugins.checkpoint import load_checkpoint as load_checkpoint
 from avl_plugins.checkpoint import save_checkpoint as save_checkpoint
+from avl_plugins.dgr.generator import Generator as Generator
+from avl_plugins.dgr.plugin import DGRPlugin as DGRPlugin
+from avl_plugins.dgr.scholar import Scholar as Scholar
+from avl_plugins.dgr.strategy import DGR as DGR
+from avl_plugins.dgr.vae import VAE as VAE
+from avl_plugins.dgr.wgan_gp import WGANGP as WGANGP
 from avl_plugins.ewc.fisher import diagonal_fisher as diagonal_fisher
 from avl_plugins.ewc.overlap import fisher_overlap as fisher_overlap
 from avl_plugins.ewc.penalty import QuadraticPenalty as QuadraticPenalty

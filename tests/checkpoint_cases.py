@@ -25,6 +25,9 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Cumulative, Naive
 from torch import Tensor, nn
 
+from avl_plugins.dgr.networks import mlp_critic, mlp_decoder
+from avl_plugins.dgr.strategy import DGR
+from avl_plugins.dgr.wgan_gp import WGANGP
 from avl_plugins.ewc.strategy import EWC
 from avl_plugins.progressive.network import ProgressiveNetwork
 from avl_plugins.progressive.strategy import Progressive
@@ -40,12 +43,27 @@ class ResumableCumulative(Resumable, Cumulative):
     pass
 
 
+def dgr(**arguments: Any) -> DGR:
+    """A small adversarial generator, six iterations an experience."""
+    generator = WGANGP(
+        generator=mlp_decoder(4, (64,), units=(16,), output=nn.Tanh()),
+        critic=mlp_critic((64,), units=(16,)),
+        latent=4,
+        samples=8,
+        critic_steps=2,
+        average=0.5,
+    )
+    return DGR(generator=generator, generator_iterations=6, **arguments)
+
+
 STRATEGIES: dict[str, Callable[..., Any]] = {
     "naive": Naive,
     "cumulative": Cumulative,
     "resumable": ResumableNaive,
     "ewc": lambda **arguments: EWC(ewc_lambda=5.0, **arguments),
     "resumable-cumulative": ResumableCumulative,
+    "dgr": dgr,
+    "dgr-exact": lambda **arguments: DGR(replay="exact", **arguments),
     "progressive": Progressive,
     "progressive-cached": lambda **arguments: Progressive(cache_frozen=True, **arguments),
 }

@@ -29,6 +29,7 @@ CASES = {
     "ewc-momentum": (("ewc", "multihead", "momentum"), True, 1 / 12),
     "ewc-adam": (("ewc", "multihead", "adam"), True, 1 / 12),
     "progressive": (("progressive", "progressive", "adam"), True, 1 / 12),
+    "dgr": (("dgr", "incremental", "adam"), True, 1 / 12),
 }
 
 

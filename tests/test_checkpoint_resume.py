@@ -91,6 +91,9 @@ def plugins_with_phases():
         ("resumable-cumulative", {"optimizer": "adam"}, list),
         ("ewc", {"model": "multihead", "eval_every": 1, "peval_mode": "iteration"}, lambda: [InMemoryLoaderPlugin()]),
         ("ewc", {"optimizer": "adam"}, lambda: [InMemoryLoaderPlugin(), Distill()]),
+        ("dgr", {"optimizer": "adam"}, lambda: [InMemoryLoaderPlugin()]),
+        ("dgr", {"model": "multihead"}, list),
+        ("dgr-exact", {}, list),
         ("progressive", {"model": "progressive", "eval_every": 1}, lambda: [InMemoryLoaderPlugin()]),
         ("progressive-cached", {"model": "progressive", "optimizer": "adam"}, list),
     ],
@@ -106,7 +109,8 @@ def test_killed_at_any_safe_point_ends_with_the_same_bits(tmp_path, kind, argume
         second, place = killed_and_resumed(tmp_path / "run.pt", kind, number, plugins=plugins, **arguments)
         assert place == places[number - 1]
         assert differences(outcome(whole), outcome(second)) == [], place
-    assert len({name for _, name, *_ in places}) == (4 if any(isinstance(p, Distill) for p in whole.plugins) else 1)
+    phases = 1 + 3 * any(isinstance(p, Distill) for p in whole.plugins) + (kind == "dgr")
+    assert len({name for _, name, *_ in places}) == phases
 
 
 def test_finished_hooks_and_phases_are_not_run_again(tmp_path):

@@ -1,0 +1,122 @@
+"""What a generator has to offer, and what is checked of what it gives."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Generator", "Range", "check_samples"]
+
+COLLAPSED = 1e-6
+"""Mean variance over samples, in units of the data's squared range, below which a generator gives one image."""
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A generative model of inputs that is trained batch by batch, and sampled between.
+
+    Attributes:
+        batch_size: How many samples `fit_batch` wants in all.
+        data_range: Smallest and largest value of the data; None until it is known.
+    """
+
+    batch_size: int
+    data_range: tuple[float, float] | None
+
+    def fit_batch(self, real: Tensor, replayed: Tensor | None, ratio: float) -> Mapping[str, Tensor]:
+        """Take one step on current inputs and samples of the generator before, and return losses by name.
+
+        Args:
+            real: (N, *shape).
+            replayed: (M, *shape), None for the first task.
+            ratio: Weight of the mean over `real`; 1 - ratio is that of the mean over `replayed`.
+        """
+        ...
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return (n, *shape) in the data's range and dtype, without a graph."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return everything that `load_state_dict` needs to go on from here."""
+        ...
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Take what `state_dict` gave."""
+        ...
+
+
+class Range(nn.Module):
+    """The data's range, from x in [low, high] to u in [-1, 1], which networks give and take, and back.
+
+    Args:
+        data_range: (low, high), or None: not known yet.
+
+    Raises:
+        ValueError: If low is not below high, or one is not finite; on use, if it is not known, or x is outside.
+    """
+
+    def __init__(self, data_range: tuple[float, float] | None) -> None:
+        super().__init__()
+        self.bounds: tuple[float, float] | None = None
+        self.dtype: torch.dtype = torch.float32
+        if data_range is not None:
+            self.set(data_range)
+
+    def set(self, data_range: tuple[float, float]) -> None:
+        """Declare the range."""
+        low, high = (float(bound) for bound in data_range)
+        if not (low < high and abs(low) < float("inf") and abs(high) < float("inf")):
+            raise ValueError(f"data_range: expected finite (low, high) with low < high, got {tuple(data_range)}")
+        self.bounds = (low, high)
+
+    def to_unit(self, x: Tensor) -> Tensor:
+        """Return u = 2 (x - low) / (high - low) - 1 as float32."""
+        low, high = self._known()
+        smallest, largest = (float(v) for v in x.aminmax())
+        slack = 1e-4 * (high - low)
+        if not (low - slack <= smallest and largest <= high + slack):
+            raise ValueError(
+                f"data_range: declared as ({low:g}, {high:g}), and the data have values from {smallest:g} to "
+                f"{largest:g}; declare the range they really have"
+            )
+        self.dtype = x.dtype
+        return (x.float() - low) * (2 / (high - low)) - 1
+
+    def from_unit(self, u: Tensor) -> Tensor:
+        """Return x in the data's range and dtype."""
+        low, high = self._known()
+        return ((u + 1) * ((high - low) / 2) + low).to(self.dtype)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return range and dtype."""
+        return {"bounds": self.bounds, "dtype": str(self.dtype).removeprefix("torch.")}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take range and dtype."""
+        self.bounds = None if state["bounds"] is None else (float(state["bounds"][0]), float(state["bounds"][1]))
+        self.dtype = getattr(torch, state["dtype"])
+
+    def _known(self) -> tuple[float, float]:
+        if self.bounds is None:
+            raise ValueError("data_range: it is not known; pass it to the generator, or train through DGRPlugin")
+        return self.bounds
+
+
+def check_samples(x: Tensor, data_range: tuple[float, float] | None, name: str) -> Tensor:
+    """Return samples as they are; a ValueError if they are not finite, a warning if they are all the same image."""
+    if not x.isfinite().all():
+        raise ValueError(
+            f"{name}: it gives samples that are NaN or infinite, its training has diverged; lower its learning rate"
+        )
+    if data_range is not None and len(x) > 1:
+        spread = float(x.float().var(0).mean()) / (data_range[1] - data_range[0]) ** 2
+        if spread < COLLAPSED:
+            warnings.warn(
+                f"{name}: all samples are the same image (variance {spread:.1e} of the squared range): it has "
+                "collapsed, and what it stands for will be forgotten",
+                stacklevel=2,
+            )
+    return x

@@ -1,0 +1,117 @@
+"""Networks for generators: convolutional ones for images, fully connected ones where pixels have no order."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+from torch import Tensor, nn
+
+__all__ = [
+    "conv_critic",
+    "conv_decoder",
+    "conv_encoder",
+    "mlp_critic",
+    "mlp_decoder",
+    "mlp_encoder",
+]
+
+
+class Reshape(nn.Module):
+    """(N, ...) -> (N, *shape)."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x in the other shape."""
+        return x.reshape(len(x), *self.shape)
+
+
+def conv_decoder(
+    latent: int, shape: Sequence[int], *, maps: int = 32, output: nn.Module | None = None, normalise: bool = True
+) -> nn.Sequential:
+    """From z (N, latent) to images (N, C, H, W), H and W divisible by 4: linear, then twice a convolution upwards.
+
+    Maps: 2 maps at a quarter of the size, `maps` at a half, C at the full size.
+
+    Args:
+        latent: Size of z.
+        shape: (C, H, W).
+        maps: Feature maps at half the size.
+        output: Last module, for example `nn.Tanh()` for `WGANGP`; None, logits for `VAE`.
+        normalise: BatchNorm between the layers.
+
+    Raises:
+        ValueError: If `shape` is another one.
+    """
+    channels, height, width = _image_shape(shape)
+    bottom = (2 * maps, height // 4, width // 4)
+
+    def norm(features: int) -> list[nn.Module]:
+        return [nn.BatchNorm2d(features)] if normalise else []
+
+    layers: list[nn.Module] = [
+        nn.Linear(latent, prod(bottom)),
+        Reshape(bottom),
+        *norm(2 * maps),
+        nn.ReLU(),
+        nn.ConvTranspose2d(2 * maps, maps, 4, stride=2, padding=1),
+        *norm(maps),
+        nn.ReLU(),
+        nn.ConvTranspose2d(maps, channels, 4, stride=2, padding=1),
+    ]
+    return nn.Sequential(*layers, *([] if output is None else [output]))
+
+
+def conv_critic(shape: Sequence[int], *, maps: int = 32, outputs: int = 1) -> nn.Sequential:
+    """From images (N, C, H, W), H and W divisible by 4, to (N, outputs): two convolutions with stride 2, then linear.
+
+    Without BatchNorm, as the gradient penalty wants it.
+    """
+    channels, height, width = _image_shape(shape)
+    return nn.Sequential(
+        nn.Conv2d(channels, maps, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(maps, 2 * maps, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        nn.Linear(2 * maps * (height // 4) * (width // 4), outputs),
+    )
+
+
+def conv_encoder(shape: Sequence[int], latent: int, *, maps: int = 32) -> nn.Sequential:
+    """From images to means and log variances (N, 2 latent)."""
+    return conv_critic(shape, maps=maps, outputs=2 * latent)
+
+
+def mlp_decoder(
+    latent: int, shape: Sequence[int], *, units: Sequence[int] = (512, 512), output: nn.Module | None = None
+) -> nn.Sequential:
+    """From z (N, latent) to (N, *shape) through ReLU layers."""
+    layers = _mlp((latent, *units, prod(shape)))
+    return nn.Sequential(*layers, Reshape(shape), *([] if output is None else [output]))
+
+
+def mlp_critic(shape: Sequence[int], *, units: Sequence[int] = (512, 512), outputs: int = 1) -> nn.Sequential:
+    """From (N, *shape) to (N, outputs) through ReLU layers."""
+    return nn.Sequential(nn.Flatten(), *_mlp((prod(shape), *units, outputs)))
+
+
+def mlp_encoder(shape: Sequence[int], latent: int, *, units: Sequence[int] = (400, 400)) -> nn.Sequential:
+    """From (N, *shape) to means and log variances (N, 2 latent)."""
+    return mlp_critic(shape, units=units, outputs=2 * latent)
+
+
+def _mlp(sizes: Sequence[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return layers[:-1]
+
+
+def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
+        raise ValueError(f"shape: expected (channels, height, width), both sides divisible by 4, got {tuple(shape)}")
+    channels, height, width = shape
+    return channels, height, width

@@ -1,0 +1,221 @@
+"""WGAN-GP (Gulrajani et al. 2017, arXiv:1704.00028), the generator of Shin et al. 2017, trained batch by batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from avl_plugins.dgr.generator import Range, check_samples
+
+__all__ = ["WGANGP", "gradient_penalty"]
+
+_CHUNK = 1000
+
+
+def gradient_penalty(critic: nn.Module, one: Tensor, other: Tensor, mixing: Tensor) -> Tensor:
+    """Return mean over samples of (||grad_x D(x)||_2 - 1)^2 at x = mixing one + (1 - mixing) other.
+
+    The norm is over the whole image. (A norm over the channels alone, as in a well-known implementation, asks every
+    pixel for slope 1.)
+
+    Args:
+        critic: D, (N, *shape) -> (N, 1) or (N,).
+        one: (N, *shape).
+        other: Likewise.
+        mixing: (N,) in [0, 1].
+    """
+    weight = mixing.view(-1, *[1] * (one.dim() - 1))
+    x = (weight * one + (1 - weight) * other).requires_grad_(True)
+    (slope,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    return (slope.flatten(1).norm(2, dim=1) - 1).square().mean()
+
+
+class WGANGP(nn.Module):
+    """Wasserstein GAN with gradient penalty.
+
+    One `fit_batch` is `critic_steps` steps of the critic on
+
+        mean D(G(z)) - [ratio mean D(real) + (1 - ratio) mean D(replayed)] + penalty mean (||grad D|| - 1)^2
+
+    and one of the generator on -mean D(G(z)). The batch is cut into as many parts as there are critic steps.
+
+    Networks are modules of yours, or from `avl_plugins.dgr.networks`; they see images in [-1, 1]. Normalisation
+    over the batch has no place in the critic, whose penalty is one sample's.
+
+    Args:
+        generator: G, (N, latent) -> (N, *shape) in [-1, 1].
+        critic: D, (N, *shape) -> (N, 1) or (N,).
+        latent: Size of z ~ N(0, 1).
+        data_range: Smallest and largest value of the data; None: the first data's, as `DGRPlugin` reads it.
+        samples: Samples in a batch of the critic.
+        critic_steps: Critic steps for a generator step; 5 in the paper of WGAN-GP.
+        penalty: Weight lambda of the gradient penalty; 10 there.
+        penalty_every: Apply it at every so many critic steps, with that many times the weight (cheaper, and the same
+            on average).
+        lr: Learning rate of both Adams; 1e-4 there.
+        betas: Of both; (0.5, 0.9) there.
+        average: Decay of an exponential moving average of the generator's weights, which samples then come from; None
+            for none.
+
+    Raises:
+        ValueError: If an argument is out of range; in `fit_batch`, if the data are outside the range; in `sample`,
+            if it was never trained, or gives samples that are not finite.
+    """
+
+    def __init__(
+        self,
+        *,
+        generator: nn.Module,
+        critic: nn.Module,
+        latent: int,
+        data_range: tuple[float, float] | None = None,
+        samples: int = 64,
+        critic_steps: int = 5,
+        penalty: float = 10.0,
+        penalty_every: int = 1,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.5, 0.9),
+        average: float | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("latent", latent),
+            ("samples", samples),
+            ("critic_steps", critic_steps),
+            ("penalty_every", penalty_every),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if penalty < 0:
+            raise ValueError(f"penalty: expected at least 0, got {penalty}")
+        if average is not None and not 0 <= average < 1:
+            raise ValueError(f"average: expected a decay in [0, 1) or None, got {average}")
+        for module in critic.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                raise ValueError(
+                    "critic: it has BatchNorm, which makes a sample's score depend on the others, and the gradient "
+                    "penalty is one sample's; use LayerNorm or none"
+                )
+        self.generator, self.critic = generator, critic
+        self.range = Range(data_range)
+        self.latent, self.samples, self.critic_steps = latent, samples, critic_steps
+        self.penalty, self.penalty_every = penalty, penalty_every
+        self.averaged = (
+            None
+            if average is None
+            else AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(average), use_buffers=True)
+        )
+        options: dict[str, Any] = {"lr": lr, "betas": betas}
+        self.optimizers = {
+            "generator": torch.optim.Adam(generator.parameters(), **options),
+            "critic": torch.optim.Adam(critic.parameters(), **options),
+        }
+        self.steps = {"generator": 0, "critic": 0}
+
+    @property
+    def batch_size(self) -> int:
+        """How many samples `fit_batch` wants in all."""
+        return self.samples * self.critic_steps
+
+    @property
+    def data_range(self) -> tuple[float, float] | None:
+        """Smallest and largest value of the data."""
+        return self.range.bounds
+
+    @data_range.setter
+    def data_range(self, bounds: tuple[float, float]) -> None:
+        self.range.set(bounds)
+
+    def fit_batch(self, real: Tensor, replayed: Tensor | None, ratio: float) -> Mapping[str, Tensor]:
+        """Take `critic_steps` steps of the critic and one of the generator.
+
+        Random numbers come from the global generator.
+
+        Returns:
+            "critic" (an estimate of the negative Wasserstein distance), "penalty", "generator".
+        """
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"ratio: expected a weight in [0, 1], got {ratio}")
+        if replayed is None and ratio != 1:
+            raise ValueError(f"ratio: without replayed samples it has to be 1, got {ratio}")
+        parts = [(self.range.to_unit(real), ratio)] if len(real) else []
+        if replayed is not None and len(replayed):
+            parts.append((self.range.to_unit(replayed), 1 - ratio))
+        self.generator.train()
+        losses: dict[str, Tensor] = {}
+        cuts = [(x.tensor_split(self.critic_steps), weight) for x, weight in parts]
+        for step in range(self.critic_steps):
+            own = [(x[step], weight) for x, weight in cuts if len(x[step])]
+            losses |= self._critic_step(own)
+        losses["generator"] = self._generator_step()
+        return losses
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return n images (n, *shape) in the data's range and dtype, in evaluation mode, without a graph."""
+        if not self.steps["generator"]:
+            raise ValueError(
+                "WGANGP: it has never been trained, its samples are noise; call fit_batch, or train with DGRPlugin"
+            )
+        net = self.generator if self.averaged is None else self.averaged
+        training = net.training
+        net.eval()
+        device = next(net.parameters()).device
+        z = torch.randn(n, self.latent, generator=generator)
+        x = torch.cat([self.range.from_unit(net(part.to(device))) for part in z.split(_CHUNK)])
+        net.train(training)
+        return check_samples(x, self.data_range, "WGANGP")
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the optimizers' state and the step counts."""
+        return {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "steps": dict(self.steps),
+        }
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take the optimizers' state and the step counts."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.steps = dict(state["steps"])
+
+    def _fake(self, n: int) -> Tensor:
+        first = next(self.generator.parameters())
+        return self.generator(torch.randn(n, self.latent, device=first.device))
+
+    def _critic_step(self, parts: list[tuple[Tensor, float]]) -> dict[str, Tensor]:
+        x = torch.cat([part for part, _ in parts])
+        with torch.no_grad():
+            fake = self._fake(len(x))
+        # One pass over real and fake: the critic has no BatchNorm.
+        scores = self.critic(torch.cat([x, fake])).flatten()
+        real = x.new_zeros(())
+        of_parts = scores[: len(x)].split([len(part) for part, _ in parts])
+        for (_, weight), score in zip(parts, of_parts, strict=True):
+            real = real + weight * score.mean()
+        loss = scores[len(x) :].mean() - real
+        found = {"critic": loss.detach()}
+        if self.steps["critic"] % self.penalty_every == 0 and self.penalty:
+            penalty = gradient_penalty(self.critic, x, fake, torch.rand(len(x), device=x.device))
+            loss = loss + self.penalty * self.penalty_every * penalty
+            found["penalty"] = penalty.detach()
+        self._step("critic", loss)
+        return found
+
+    def _generator_step(self) -> Tensor:
+        self.critic.requires_grad_(False)
+        loss = -self.critic(self._fake(self.samples)).mean()
+        self._step("generator", loss)
+        self.critic.requires_grad_(True)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.generator)
+        return loss.detach()
+
+    def _step(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        self.steps[name] += 1

@@ -1,0 +1,314 @@
+"""Deep Generative Replay in Avalanche: its loss, its scholar, other plugins, and resuming."""
+
+import copy
+import math
+
+import pytest
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.models import IncrementalClassifier, MTSimpleMLP
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin
+from torch import nn
+from torch.nn import functional as F
+
+from avl_plugins import EWCPlugin, InMemoryLoaderPlugin
+from avl_plugins.dgr.networks import mlp_critic, mlp_decoder, mlp_encoder
+from avl_plugins.dgr.plugin import DGRPlugin
+from avl_plugins.dgr.scholar import Answers, Scholar, Solver, replay_loss, solver_from_state, solver_state
+from avl_plugins.dgr.strategy import DGR
+from avl_plugins.dgr.vae import VAE
+from avl_plugins.dgr.wgan_gp import WGANGP
+
+
+class Silent:
+    """A logger that logs nothing; without one Avalanche warns."""
+
+    def __getattr__(self, name):
+        if name.startswith(("before", "after", "log")):
+            return lambda *args, **kwargs: None
+        raise AttributeError(name)
+
+
+def net():
+    return nn.Sequential(nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 10))
+
+
+def vae(**options):
+    return VAE(
+        encoder=mlp_encoder((64,), 8, units=(64,)),
+        decoder=mlp_decoder(8, (64,), units=(64,)),
+        latent=8,
+        batch_size=32,
+        **options,
+    )
+
+
+def gan():
+    return WGANGP(
+        generator=mlp_decoder(8, (64,), units=(32,), output=nn.Tanh()),
+        critic=mlp_critic((64,), units=(32,)),
+        latent=8,
+        samples=8,
+        critic_steps=2,
+    )
+
+
+def build(model=None, strategy=DGR, plugins=(), epochs=1, **options):
+    torch.manual_seed(0)
+    model = model or net()
+    if strategy is DGR:
+        options = {"generator": vae(), "generator_iterations": 5, **options}
+    return strategy(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_mb_size=20,
+        train_epochs=epochs,
+        plugins=list(plugins),
+        evaluator=EvaluationPlugin(accuracy_metrics(epoch=True, stream=True), loggers=[Silent()]),
+        **options,
+    )
+
+
+def test_replay_loss_by_hand():
+    """Hard: cross-entropy on the old class; soft: T^2 * cross-entropy of probabilities at T, over known classes."""
+    model = nn.Linear(3, 4).double()
+    x, old = torch.randn(6, 3).double(), torch.randn(6, 4).double()
+    answers = Answers(x, [(None, old)])
+    hard = replay_loss(model, answers, labels="hard", temperature=2.0)
+    torch.testing.assert_close(hard, F.cross_entropy(model(x), old.argmax(1)))
+    old[:, [1, 3]] = float("-inf")  # not known then
+    soft = replay_loss(model, Answers(x, [(None, old)]), labels="soft", temperature=3.0)
+    p = (old[:, [0, 2]] / 3).softmax(1)
+    q = (model(x)[:, [0, 2]] / 3).softmax(1)
+    torch.testing.assert_close(soft, -9 * (p * q.log()).sum(1).mean())
+
+
+def test_the_solver_answers_among_the_classes_it_knew():
+    model = net()
+    solver = Solver(model, classes=[2, 5])
+    ((head, logits),) = solver.logits(torch.randn(50, 64))
+    assert head is None
+    assert set(logits.argmax(1).tolist()) <= {2, 5}
+    assert (logits[:, [0, 1, 3, 4, 6, 7, 8, 9]] == -math.inf).all()
+    assert not logits.requires_grad
+
+
+def test_the_old_solver_does_not_grow_or_move():
+    """Its answers keep their bits while the model is trained and its classifier grows; also from a state."""
+
+    class Experience:
+        classes_in_this_experience = (0, 1, 2, 3)
+
+    model = nn.Sequential(nn.Linear(64, 30), nn.BatchNorm1d(30), nn.ReLU(), IncrementalClassifier(30))
+    model[3].active_units += 1
+    x = torch.randn(20, 64)
+    solver = Solver(model, classes=[0, 1])
+    ((_, before),) = solver.logits(x)
+    assert before.shape == (20, 2)
+    model[3].adaptation(Experience())
+    model.train()(torch.randn(9, 64)).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    for kept in (solver, solver_from_state(model, solver_state(solver))):
+        ((_, after),) = kept.logits(x)
+        assert torch.equal(before, after)
+        assert all(not t.requires_grad for t in kept.tensors.values())
+
+
+def test_loss_is_the_papers_equation_1(digits_classes):
+    """r L(real) + (1 - r) L(replayed), r = 1/t; the real batch stays the strategy's."""
+    seen = []
+
+    class Watch(DGRPlugin):
+        def before_backward(self, strategy, **kwargs):
+            real = strategy.loss.detach().clone()
+            before = (strategy.mb_x, strategy.mb_y, strategy.mb_output)
+            super().before_backward(strategy, **kwargs)
+            assert all(a is b for a, b in zip(before, (strategy.mb_x, strategy.mb_y, strategy.mb_output), strict=True))
+            seen.append((self.tasks, float(real), self.last_replay_loss, float(strategy.loss.detach())))
+
+    plugin = Watch(generator=vae(), generator_iterations=5)
+    strategy = build(strategy=Naive, plugins=[plugin])
+    strategy.train(digits_classes.train_stream[:3])
+    assert {tasks for tasks, *_ in seen} == {0, 1, 2}
+    for tasks, real, replayed, total in seen:
+        r = 1 / (tasks + 1)
+        expected = real if tasks == 0 else r * real + (1 - r) * float(replayed)
+        assert total == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_gradients_are_the_same_in_either_order_with_ewc(digits_classes, labels):
+    """r grad L + (1 - r) grad L' + grad penalty, whichever plugin comes first."""
+    gradients = []
+    for order in (1, -1):
+        torch.manual_seed(3)
+        ours = DGRPlugin(generator=vae(), generator_iterations=5, labels=labels, replay_ratio=0.3)
+        plugins = [ours, EWCPlugin(ewc_lambda=50.0)][::order]
+        strategy = build(strategy=Naive, plugins=plugins)
+        with pytest.warns(UserWarning, match="EWC fails in class-incremental"):
+            strategy.train(digits_classes.train_stream[:2])
+        gradients.append([p.grad.clone() for p in strategy.model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_the_old_generator_has_no_gradients_and_stays(digits_classes):
+    strategy = build(epochs=2)
+    strategy.train(digits_classes.train_stream[0])
+    old = strategy.dgr._old_generator
+    before = [p.clone() for p in old.parameters()]
+    strategy.train(digits_classes.train_stream[1])
+    assert all(p.grad is None and not p.requires_grad for p in old.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, old.parameters(), strict=True))
+    assert strategy.dgr._old_generator is not old
+    sample = strategy.dgr.scholar.sample(10)
+    assert not sample.x.requires_grad
+
+
+def test_training_accuracy_counts_real_samples_only(digits_classes):
+    strategy = build(epochs=30)
+    strategy.train(digits_classes.train_stream[:2])
+    accuracy = strategy.evaluator.get_last_metrics()["Top1_Acc_Epoch/train_phase/train_stream/Task000"]
+    right = total = 0
+    strategy.model.eval()
+    for x, y, _ in digits_classes.train_stream[1].dataset:
+        right, total = right + int(strategy.model(x[None]).argmax() == y), total + 1
+    assert accuracy == pytest.approx(right / total, abs=0.12)
+
+
+@pytest.mark.parametrize("replay", ["exact", "noise"])
+def test_the_papers_other_arms(digits_classes, replay):
+    """Exact replay draws from all past inputs, noise has the data's moments; both are answered by the old solver."""
+    strategy = build(generator=None, replay=replay, epochs=20)
+    strategy.train(digits_classes.train_stream[:3])
+    x = strategy.dgr.scholar.sample(4000, torch.Generator().manual_seed(0)).x
+    data = [torch.stack([sample[0] for sample in e.dataset]) for e in digits_classes.train_stream[:3]]
+    if replay == "exact":
+        everything = torch.cat(data)
+        distance = torch.cdist(x, everything).argmin(1)
+        assert torch.equal(x, everything[distance])
+        shares = distance.bincount(minlength=len(everything)).float() / len(x)
+        assert float(shares.max()) < 5 / len(everything)
+        assert (shares > 0).float().mean() > 0.95
+    else:
+        assert float(x.mean()) == pytest.approx(float(data[0].mean()), abs=0.01)
+        assert float(x.std()) == pytest.approx(float(data[0].std()), abs=0.01)
+    strategy.eval(digits_classes.test_stream[:3])
+    accuracy = next(v for k, v in strategy.evaluator.get_last_metrics().items() if k.startswith("Top1_Acc_Stream"))
+    assert (accuracy > 0.8) == (replay == "exact")
+
+
+def test_balanced_replay_has_all_classes_alike():
+    """Ninety of class 0 and ten of class 1: as many of both, as far as there are."""
+    solver = Solver(nn.Linear(1, 2, bias=False), classes=[0, 1])
+    solver.tensors["weight"] = torch.tensor([[1.0], [-1.0]])
+    x = torch.where(torch.arange(400) % 10 == 0, -1.0, 1.0)[:, None]
+    scholar = Scholar(lambda n, generator: x[:n], solver)
+    plain = scholar.sample(60).heads[0][1].argmax(1)
+    assert plain.bincount().tolist() == [54, 6]
+    even = scholar.sample(60, balanced=True).heads[0][1].argmax(1)
+    assert even.bincount().tolist() == [36, 24]  # 24 of class 1 are among 4 * 60
+    assert scholar.sample(20, balanced=True).heads[0][1].argmax(1).bincount().tolist() == [12, 8]
+
+
+def test_multi_head_answers_with_every_old_head(digits_split):
+    model = MTSimpleMLP(input_size=64, hidden_size=20)
+    strategy = build(model)
+    strategy.train(digits_split.train_stream[:3])
+    solver = strategy.dgr.scholar.solver
+    assert solver.task_labels == [0, 1, 2]
+    x = torch.randn(7, 64)
+    model.eval()
+    with torch.no_grad():
+        assert all(torch.equal(logits, model(x, head)) for head, logits in solver.logits(x))
+    answers = Answers(x, solver.logits(x))
+    loss = replay_loss(model, answers, labels="hard", temperature=1.0)
+    each = [F.cross_entropy(model(x, head), logits.argmax(1)) for head, logits in answers.heads]
+    torch.testing.assert_close(loss, sum(each) / 3)
+
+
+def test_a_growing_classifier(digits_classes):
+    model = nn.Sequential(nn.Linear(64, 30), nn.ReLU(), IncrementalClassifier(30))
+    strategy = build(model, generator=None, replay="exact", epochs=40)
+    strategy.train(digits_classes.train_stream)
+    ((_, logits),) = strategy.dgr.scholar.solver.logits(torch.randn(5, 64))
+    assert logits.shape == (5, 10)
+    strategy.eval(digits_classes.test_stream)
+    accuracy = next(v for k, v in strategy.evaluator.get_last_metrics().items() if k.startswith("Top1_Acc_Stream"))
+    assert accuracy > 0.75
+
+
+def test_a_scholar_teaches_another_solver(digits_classes):
+    """Table 1: a second solver, taught by samples alone, agrees with the first on them."""
+    strategy = build(generator=None, replay="exact", epochs=40)
+    strategy.train(digits_classes.train_stream[:2])
+    torch.manual_seed(8)
+    pupil = net()
+    losses = strategy.dgr.scholar.teach(
+        pupil, torch.optim.Adam(pupil.parameters(), lr=0.01), iterations=200, batch_size=50,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert len(losses) == 200
+    assert sum(losses[-20:]) < 0.1 * sum(losses[:20])
+    exam = strategy.dgr.scholar.sample(500, torch.Generator().manual_seed(1))
+    assert (pupil(exam.x).argmax(1) == exam.heads[0][1].argmax(1)).float().mean() > 0.97
+    with pytest.raises(ValueError, match="iterations: expected at least 1"):
+        strategy.dgr.scholar.teach(pupil, None, iterations=0)
+
+
+def test_with_batches_from_memory_the_same(digits_classes):
+    ends = []
+    for plugins in ([], [InMemoryLoaderPlugin()]):
+        torch.manual_seed(0)
+        strategy = build(plugins=plugins, generator=gan(), generator_iterations=3)
+        torch.manual_seed(4)
+        strategy.train(digits_classes.train_stream[:3])
+        ends.append(list(strategy.model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_the_range_is_read_from_the_data_or_declared(digits_classes):
+    strategy = build()
+    strategy.train(digits_classes.train_stream[0])
+    assert strategy.dgr.generator.data_range == (0.0, 1.0)
+    strategy = build(generator=vae(data_range=(0.2, 0.8)))
+    with pytest.raises(ValueError, match=r"declared as \(0.2, 0.8\), and the data have values from 0 to 1"):
+        strategy.train(digits_classes.train_stream[0])
+
+
+def test_bad_arguments():
+    for options, message in [
+        ({"replay": "real"}, "replay: expected"),
+        ({"labels": "medium"}, "labels: expected"),
+        ({"replay_ratio": 0}, "replay_ratio: expected"),
+        ({"replay_ratio": "t"}, "replay_ratio: expected"),
+        ({"temperature": 0}, "temperature: expected a positive number"),
+        ({"generator_iterations": 0}, "generator_iterations: expected at least 1"),
+        ({"replay_batch_size": 0}, "replay_batch_size: expected at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            DGRPlugin(**{"generator": vae(), **options})
+    with pytest.raises(TypeError, match="generator: expected a Generator such as WGANGP or VAE, got Linear"):
+        DGRPlugin(generator=nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"generator: expected a Generator .*got NoneType"):
+        DGRPlugin()
+
+
+def test_state_of_another_arm_is_refused():
+    with pytest.raises(ValueError, match="replay: this plugin has 'generated'"):
+        DGRPlugin(generator=vae()).load_state_dict(DGRPlugin(replay="exact").state_dict())
+
+
+def test_state_round_trip(digits_classes):
+    """Answers and samples of a filled plugin are those of the one that was saved."""
+    strategy = build(generator=gan(), epochs=2)
+    strategy.train(digits_classes.train_stream[:2])
+    state = copy.deepcopy(strategy.dgr.state_dict())
+    other = build(generator=gan())
+    other.dgr.load_state_dict(state)
+    other.dgr._saved_solver, saved = None, other.dgr._saved_solver
+    other.dgr.scholar = Scholar(other.dgr._sampler(), solver_from_state(strategy.model, saved))
+    draws = [d.scholar.sample(20, torch.Generator().manual_seed(2)) for d in (strategy.dgr, other.dgr)]
+    assert torch.equal(draws[0].x, draws[1].x)
+    assert torch.equal(draws[0].heads[0][1], draws[1].heads[0][1])
