@@ -9,4 +9,5 @@ from avl_plugins.metrics.forgetting import forgetting as forgetting
 from avl_plugins.metrics.learning_curve import learning_curve_area as learning_curve_area
 from avl_plugins.metrics.learning_curve import transfer_score as transfer_score
 from avl_plugins.metrics.progressive import sensitivity_metrics as sensitivity_metrics
+from avl_plugins.metrics.replay import replay_metrics as replay_metrics
 from avl_plugins.metrics.transfer import transfer_metrics as transfer_metrics
