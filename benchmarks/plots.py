@@ -33,3 +33,44 @@ def tasks_and_size(runs: Sequence[Run], arms: Sequence[str]) -> Figure:
     right.set(xlabel="million parameters", ylabel="mean test accuracy")
     right.margins(x=0.25)
     return fig
+
+
+def replay_figure(
+    runs: Sequence[Run],
+    arms: Sequence[str],
+    paper_curves: dict[str, Sequence[float]],
+    *,
+    ylabel: str,
+    grid_arm: str = "gr",
+) -> Figure:
+    """Accuracy over the tasks so far after each (the paper's dashed), and what `grid_arm` replays after each task."""
+    import base64
+    import io
+
+    import numpy as np
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    grids = next((run.measurements["grids"] for run in runs if run.arm == grid_arm), [])
+    fig = Figure(figsize=(9, 6.2) if grids else (6, 4), layout="constrained")
+    top, bottom = fig.subfigures(2, 1, height_ratios=(3, 2)) if grids else (fig, None)
+    panel = top.subplots()
+    for index, arm in enumerate(arms):
+        found = np.array([run.measurements["so_far"] for run in runs if run.arm == arm])
+        if len(found):
+            tasks = np.arange(1, found.shape[1] + 1)
+            panel.errorbar(tasks, found.mean(0), yerr=found.std(0), fmt="-o", ms=4, color=f"C{index}", label=arm)
+        if arm in paper_curves:
+            values = paper_curves[arm]
+            panel.plot(range(1, len(values) + 1), values, "--x", lw=1, color=f"C{index}", label=f"{arm}, paper")
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.set(xlabel="tasks learnt", ylabel=ylabel, ylim=(0, 1.02))
+    panel.legend(fontsize="small", ncols=2)
+    if bottom is not None:
+        for k, (axes, text) in enumerate(
+            zip(bottom.subplots(1, len(grids), squeeze=False)[0], grids, strict=True), start=1
+        ):
+            axes.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))), cmap="gray")
+            axes.set_title(f"replayed after task {k}", fontsize="small")
+            axes.axis("off")
+    return fig
