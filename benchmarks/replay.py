@@ -107,7 +107,7 @@ def train_arm(
         benchmark: without task labels; inputs of `shape`.
         settings: has iterations, batch_size, optimizer, lr, labels, evaluate, and the generators' settings.
         context: of the job.
-        shape: of an input.
+        shape: (C, H, W) of an input.
         fully_connected: for the generators.
 
     Returns:
@@ -129,8 +129,7 @@ def train_arm(
         context = replace(context, checkpoint=None, resume=False)  # its plugins have no state_dict
         strategy: Any = avalanche_strategy(options, shape, context, tasks)
     else:
-        image = shape if len(shape) == 3 else (1, settings.side, settings.side)
-        metrics = replay_metrics(shape=image, losses=arm in ("gr", "vae")) if plugin else []
+        metrics = replay_metrics(losses=arm in ("gr", "vae")) if plugin else []
         plugins = [*default_plugins(context, tasks), *([plugin] if plugin else [])]
         strategy = Training(**options, plugins=plugins, evaluator=make_evaluator(context, *metrics))
     train_stream(strategy, benchmark, context, stream=settings.evaluate)

@@ -65,8 +65,6 @@ class Settings:
     """Decay of the average of the generator's weights; 0 for none."""
     vae_iterations: int = 4000
     """Iterations of the variational autoencoder after each task."""
-    side: int = 28
-    """Side of an image."""
     validation: int = 5000
     """Training images held out."""
     evaluate: str = "test"
@@ -154,7 +152,6 @@ EXPERIMENT = Experiment(
             latent=4,
             maps=4,
             gan_batch=8,
-            side=8,
             gan_iterations=5,
             vae_iterations=5,
             validation=100,
