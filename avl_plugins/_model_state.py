@@ -154,12 +154,24 @@ def optimizer_from_plain(strategy: Any, plain: dict[str, Any]) -> None:
 
 def undo_for(strategy: Any) -> Callable[[], None]:
     """Return a function that puts model and optimizer back as they are now, also after they have grown."""
-    model, optimizer = strategy.model, strategy.optimizer
+    undo_model, optimizer = undo_for_model(strategy.model), strategy.optimizer
+    groups, state = optimizer.param_groups, optimizer.state
+    learned = getattr(strategy, "optimized_param_id", None)
+
+    def undo() -> None:
+        undo_model()
+        optimizer.param_groups, optimizer.state = groups, state
+        if hasattr(strategy, "optimized_param_id"):
+            strategy.optimized_param_id = learned
+
+    return undo
+
+
+def undo_for_model(model: nn.Module) -> Callable[[], None]:
+    """Return a function that puts a model back as it is now, also after it has grown."""
     modules = [(module, _copied_containers(vars(module))) for module in model.modules()]
     values = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    groups, state = optimizer.param_groups, optimizer.state
-    learned = getattr(strategy, "optimized_param_id", None)
 
     def undo() -> None:
         for module, attributes in modules:
@@ -170,9 +182,6 @@ def undo_for(strategy: Any) -> Callable[[], None]:
                 tensor.copy_(value)
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
-        optimizer.param_groups, optimizer.state = groups, state
-        if hasattr(strategy, "optimized_param_id"):
-            strategy.optimized_param_id = learned
 
     return undo
 

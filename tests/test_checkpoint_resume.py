@@ -21,6 +21,7 @@ from torch import nn
 from avl_plugins import checkpoint
 from avl_plugins.checkpoint import load_checkpoint, save_checkpoint
 from avl_plugins.loading import InMemoryLoaderPlugin
+from avl_plugins.progressive.plugin import ProgressivePlugin
 from avl_plugins.resume import CheckpointEvery, Resumable, phase
 
 
@@ -96,6 +97,7 @@ def plugins_with_phases():
         ("dgr-exact", {}, list),
         ("progressive", {"model": "progressive", "eval_every": 1}, lambda: [InMemoryLoaderPlugin()]),
         ("progressive-cached", {"model": "progressive", "optimizer": "adam"}, list),
+        ("resumable", {"model": "progressive"}, lambda: [ProgressivePlugin(cache_frozen=True), Distill()]),
     ],
 )
 def test_killed_at_any_safe_point_ends_with_the_same_bits(tmp_path, kind, arguments, plugins):

@@ -394,11 +394,10 @@ def test_a_module_that_cannot_be_made_anew_is_named():
         def forward(self, x):
             return self.factor * x
 
-    net = ProgressiveNetwork(nn.Sequential(nn.Linear(6, 4), Scale()))
-    net.add_column(0, 2)
     with pytest.raises(ValueError, match=r"Scale \(1\) has parameters and no reset_parameters"):
-        net.add_column(1, 2)
-    assert net.labels == [0]
+        ProgressiveNetwork(nn.Sequential(nn.Linear(6, 4), Scale()))
+    net = network(lambda index: nn.Sequential(nn.Linear(6, 4), Scale()), "mlp", tasks=2)
+    assert net(torch.randn(5, 6), 11).shape == (5, 3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

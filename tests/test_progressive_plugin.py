@@ -4,54 +4,22 @@ import copy
 
 import pytest
 import torch
-from avalanche.benchmarks import dataset_benchmark, nc_benchmark
+from avalanche.benchmarks import (
+    benchmark_from_datasets,
+    dataset_benchmark,
+    nc_benchmark,
+    task_incremental_benchmark,
+)
 from avalanche.benchmarks.utils import _make_taskaware_tensor_classification_dataset as tensor_dataset
 from avalanche.core import SupervisedPlugin
-from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, forward_transfer_metrics
-from avalanche.training import Naive
-from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+from avalanche.evaluation.metrics import forgetting_metrics, forward_transfer_metrics
+from avalanche.training import JointTraining, Naive
+from progressive_runs import OPTIMIZERS, UNSEEN, build, column
 from torch import nn
-from torchvision import transforms
 
-from avl_plugins import InMemoryLoaderPlugin, Progressive, ProgressiveNetwork, ProgressivePlugin
+from avl_plugins import Progressive, ProgressiveNetwork, ProgressivePlugin
 from avl_plugins.metrics import chaudhry_forgetting_metrics
 from benchmarks.datasets import permuted
-
-UNSEEN = "ignore:task . has not been trained on yet"
-OPTIMIZERS = {
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=0.1),
-}
-
-
-def column():
-    return nn.Sequential(
-        nn.Linear(64, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Dropout(0.2), nn.Linear(20, 20), nn.ReLU()
-    )
-
-
-def build(net=None, optimizer="momentum", plugins=(), metrics=(), strategy=Progressive, **options):
-    torch.manual_seed(0)
-    net = net or ProgressiveNetwork(column())
-    return strategy(
-        model=net,
-        optimizer=OPTIMIZERS[optimizer](net.parameters()),
-        train_mb_size=32,
-        train_epochs=options.pop("train_epochs", 2),
-        eval_mb_size=64,
-        plugins=list(plugins),
-        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), *metrics, loggers=[Silent()]),
-        **options,
-    )
-
-
-class Silent:
-    """A logger that logs nothing; without one Avalanche warns."""
-
-    def __getattr__(self, name):
-        if name.startswith(("before", "after", "log")):
-            return lambda *args, **kwargs: None
-        raise AttributeError(name)
 
 
 class ByHook(SupervisedPlugin):
@@ -240,88 +208,60 @@ def test_other_models_are_refused(digits_split):
         strategy.train(digits_split.train_stream[0])
 
 
-def images(random_transform=False, dtype=torch.float32):
-    x, y = torch.rand(120, 1, 8, 8).to(dtype), torch.arange(120) % 6
-    transform = transforms.RandomHorizontalFlip() if random_transform else None
-    data = tensor_dataset(x, y, transform=transform)
-    return nc_benchmark(data, data, 3, task_labels=True, class_ids_from_zero_in_each_exp=True, shuffle=False)
+def test_an_experience_without_task_labels_is_refused():
+    x, y = torch.rand(12, 64), torch.arange(12) % 2
+    benchmark = benchmark_from_datasets(train=[tensor_dataset(x, y)] * 2, test=[tensor_dataset(x, y)] * 2)
+    strategy = build()
+    with pytest.raises(ValueError, match=r"no task labels.*task_labels=True.*task_incremental_benchmark"):
+        strategy.train(benchmark.train_stream[0])
+    assert strategy.model.labels == []
 
 
-def conv_column():
-    return nn.Sequential(
-        nn.Conv2d(1, 9, 3), nn.BatchNorm2d(9), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(81, 12), nn.ReLU()
-    )
-
-
-@pytest.mark.parametrize("adapter", ["mlp", "linear"])
-@pytest.mark.parametrize("loader", [True, False])
-def test_cached_features_train_as_computed_ones(adapter, loader):
-    """Weights agree to rounding; frozen columns are not run in a step; the optimizer sees the same batches."""
-    ends = []
-    benchmark = images(dtype=torch.float64)  # so that only rounding of 1e-16 is between the two
-    for cache in (False, True):
-        torch.manual_seed(0)
-        net = ProgressiveNetwork(conv_column(), adapter=adapter).double()
-        strategy = build(net, plugins=[InMemoryLoaderPlugin()] if loader or not cache else [], cache_frozen=cache)
-        runs = []
-        for k, experience in enumerate(benchmark.train_stream):
-            if k == 2:
-                net.columns[0].stages[0].layer.register_forward_hook(lambda *args: runs.append(1))  # noqa: B023
-            torch.manual_seed(k)
-            strategy.train(experience)
-        ends.append(([p.clone() for p in net.parameters()], len(runs)))
-    (plain, steps), (cached, once) = ends
-    assert steps == 2 * 2  # 40 samples in two batches, two epochs
-    assert once == 1  # 40 samples in one part
-    for a, b in zip(plain, cached, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.filterwarnings("ignore:Call to deprecated function update")
-def test_cached_features_are_refused_where_they_would_be_wrong():
-    benchmark = images(random_transform=True)
-    strategy = build(ProgressiveNetwork(conv_column()), cache_frozen=True)
+@pytest.mark.filterwarnings(UNSEEN)
+def test_an_experience_that_does_not_say_its_classes():
+    """Avalanche's task_incremental_benchmark makes such; the classes are those of the data."""
+    x, y = torch.rand(12, 64), torch.arange(12) % 2
+    data = [tensor_dataset(x, y + 2 * task) for task in (0, 1)]
+    benchmark = task_incremental_benchmark(benchmark_from_datasets(train=data, test=data), reset_task_labels=True)
+    strategy = build()
     strategy.train(benchmark.train_stream[0])
-    with pytest.raises(ValueError, match="cache_frozen: the data set's transforms are random"):
-        strategy.train(benchmark.train_stream[1])
+    strategy.eval(benchmark.test_stream)
+    strategy.train(benchmark.train_stream[1])
+    assert [column.classes for column in strategy.model.columns] == [(0, 1), (2, 3)]
 
-    benchmark = images()
-    strategy = build(ProgressiveNetwork(conv_column()), cache_frozen=True, cache_bytes=1000)
+
+def test_training_on_all_tasks_at_once_is_refused(digits_split):
+    """Each task would get a column, and all but the last be frozen before they are trained."""
+    strategy = build(strategy=JointTraining, plugins=[ProgressivePlugin()], criterion=nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match="JointTraining trains on all tasks at once"):
+        strategy.train(digits_split.train_stream)
+    assert strategy.model.labels == []
+
+
+@pytest.mark.parametrize(("first", "second"), [([0, 1], [2, 3]), ([0, 3], [1, 2])])
+def test_retrain_with_other_classes_is_refused(first, second):
+    """The head has no outputs for them, or masked ones, which cannot learn."""
+    data = [
+        tensor_dataset(torch.rand(20, 64), torch.tensor(classes * 10), task_labels=[0] * 20)
+        for classes in (first, second)
+    ]
+    benchmark = dataset_benchmark(data, data)
+    strategy = build(ProgressiveNetwork(column(), retrain=True))
     strategy.train(benchmark.train_stream[0])
-    need = 40 * (81 + 12) * 4
-    with pytest.raises(ValueError, match=f"cache_bytes: .*40 samples take {need} bytes, more than 1000"):
+    with pytest.raises(ValueError, match=r"retrain: .* classes \[.*the head of task 0 is for \["):
         strategy.train(benchmark.train_stream[1])
-
-    replay = build(ProgressiveNetwork(conv_column()), plugins=[ReplayPlugin(20)], cache_frozen=True)
-    replay.train(benchmark.train_stream[0])
-    with pytest.raises(ValueError, match="cache_frozen: ReplayPlugin uses a loader of its own"):
-        replay.train(benchmark.train_stream[1])
-
-    with pytest.raises(ValueError, match="cache_bytes: expected at least 0"):
-        ProgressivePlugin(cache_bytes=-1)
+    strategy.train(benchmark.train_stream[0])
 
 
-def test_a_plugin_that_changes_the_batch_is_told(digits_split):
-    class Halve(SupervisedPlugin):
-        def before_forward(self, strategy, **kwargs):
-            strategy.mbatch[0] = strategy.mbatch[0][::2]
-            strategy.mbatch[1] = strategy.mbatch[1][::2]
-            strategy.mbatch[-1] = strategy.mbatch[-1][::2]
-
-    strategy = build(plugins=[Halve()], cache_frozen=True)
-    strategy.train(digits_split.train_stream[0])
-    with pytest.raises(ValueError, match="cache_frozen: features of 32 samples for a batch of 16"):
-        strategy.train(digits_split.train_stream[1])
+def test_retrain_warns_of_nothing_where_columns_are_not_connected(digits_arrays):
+    benchmark = permuted(digits_arrays, 2, seed=0, task_labels=True)
+    strategy = build(ProgressiveNetwork(column(), adapter=None, retrain=True))
+    strategy.train(benchmark.train_stream)
+    strategy.train(benchmark.train_stream[0])  # a warning would be an error
+    assert [c.frozen for c in strategy.model.columns] == [False, True]
 
 
-def test_two_parameter_groups_keep_their_options(digits_split):
-    """New columns join the group that Avalanche finds; frozen ones leave theirs."""
-    torch.manual_seed(0)
-    net = ProgressiveNetwork(column())
-    optimizer = torch.optim.SGD([{"params": list(net.parameters()), "lr": 0.3}], lr=0.1)
-    strategy = Progressive(
-        model=net, optimizer=optimizer, train_mb_size=32, evaluator=EvaluationPlugin(loggers=[Silent()])
-    )
-    strategy.train(digits_split.train_stream[:3])
-    assert [group["lr"] for group in optimizer.param_groups] == [0.3]
-    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in net.columns[2].parameters()}
+def test_a_label_that_comes_back_in_the_same_call(digits_split):
+    strategy = build()
+    with pytest.raises(ValueError, match="task 0 has a column"):
+        strategy.train([digits_split.train_stream[0], digits_split.train_stream[0]])

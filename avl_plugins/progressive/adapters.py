@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Adapter", "LinearAdapter", "MLPAdapter", "make_adapter", "reduced_width"]
+__all__ = ["Adapter", "Laterals", "LinearAdapter", "MLPAdapter", "concatenated", "feature_dim", "reduced_width"]
 
 Adapter = Literal["mlp", "linear"]
 CONVOLUTIONS: dict[type[nn.Module], type[nn.Module]] = {
@@ -34,20 +34,39 @@ def reduced_width(maps: int, reduction: float) -> int:
     return max(ceil(maps / reduction), min(maps, 8))
 
 
-def make_adapter(
-    kind: Adapter | None,
-    layer: nn.Module,
-    sources: Sequence[Source],
-    *,
-    reduced: int,
-    alpha_init: float,
-) -> nn.Module | None:
-    """Make the lateral connection from `sources` into `layer`; None where there is nothing to connect."""
-    if kind is None or not sources:
-        return None
-    if kind == "linear":
-        return LinearAdapter(layer, sources)
-    return MLPAdapter(layer, sources, reduced=reduced, alpha_init=alpha_init)
+@dataclass(frozen=True)
+class Laterals:
+    """How columns are connected.
+
+    Args:
+        adapter: "mlp", "linear" or None.
+        reduction: V is maps / reduction wide (see `reduced_width`).
+        alpha_init: First value of the scalars alpha.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    adapter: Adapter | None
+    reduction: float
+    alpha_init: float
+
+    def __post_init__(self) -> None:
+        if self.adapter not in ("mlp", "linear", None):
+            raise ValueError(f'adapter: expected "mlp", "linear" or None, got {self.adapter!r}')
+        if not (isfinite(self.reduction) and self.reduction > 0):
+            raise ValueError(f"reduction: expected a positive number, got {self.reduction}")
+        if not isfinite(self.alpha_init):
+            raise ValueError(f"alpha_init: expected a finite number, got {self.alpha_init}")
+
+    def make(self, layer: nn.Module, own: Source, sources: Sequence[Source]) -> nn.Module | None:
+        """Make the connection from `sources` into `layer`, which reads `own`; None where there is none."""
+        if self.adapter is None or not sources:
+            return None
+        if self.adapter == "linear":
+            return LinearAdapter(layer, sources)
+        reduced = reduced_width(own.maps, self.reduction)
+        return MLPAdapter(layer, sources, reduced=reduced, alpha_init=self.alpha_init)
 
 
 class LinearAdapter(nn.Module):
@@ -68,13 +87,13 @@ class LinearAdapter(nn.Module):
     def __init__(self, layer: nn.Module, sources: Sequence[Source]) -> None:
         super().__init__()
         convolution = _is_convolution(layer)
-        self.dim = 1 if convolution else -1
+        self.dim = feature_dim(layer)
         width = sum(source.maps if convolution else source.maps * source.positions for source in sources)
         self.U = _like(layer, width)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Return what is added to the layer's output."""
-        return self.U(_concatenated(features, self.dim))
+        return self.U(concatenated(features, self.dim))
 
 
 class MLPAdapter(nn.Module):
@@ -114,13 +133,13 @@ class MLPAdapter(nn.Module):
         else:
             self.V = nn.Linear(sum(maps), reduced)
             self.U = _like(layer, reduced)
-        self.dim = 1 if _is_convolution(layer) else -1
+        self.dim = feature_dim(layer)
         column_of_map = torch.arange(len(maps)).repeat_interleave(torch.tensor(maps))
         self.register_buffer("column_of_map", column_of_map, persistent=False)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Return what is added to the layer's output."""
-        h = _concatenated(features, self.dim)
+        h = concatenated(features, self.dim)
         weight: Tensor = self.V.weight  # type: ignore[assignment]
         bias: Tensor = self.V.bias  # type: ignore[assignment]
         column_of_map: Tensor = self.column_of_map  # type: ignore[assignment]
@@ -129,12 +148,13 @@ class MLPAdapter(nn.Module):
         if isinstance(self.V, nn.Linear):
             return self.U(torch.relu(nn.functional.linear(h, scaled, bias)))
         if self.positions > 1:
-            maps = h.unflatten(-1, (-1, self.positions))
-            return self.U(torch.relu(nn.functional.conv1d(maps, scaled, bias)).flatten(-2))
+            maps = h.reshape(-1, weight.shape[1], self.positions)
+            projected = torch.relu(nn.functional.conv1d(maps, scaled, bias)).flatten(1)
+            return self.U(projected.reshape(*h.shape[:-1], -1))
         return self.U(torch.relu(self.V._conv_forward(h, scaled, bias)))  # type: ignore[operator]
 
 
-def _is_convolution(layer: nn.Module) -> bool:
+def _is_convolution(layer: Any) -> bool:
     return type(layer) in CONVOLUTIONS
 
 
@@ -154,5 +174,11 @@ def _like(layer: Any, width: int) -> nn.Module:
     )
 
 
-def _concatenated(features: Sequence[Tensor], dim: int) -> Tensor:
+def feature_dim(layer: Any) -> int:
+    """Return the dimension along which `layer` reads maps or units."""
+    return 1 if _is_convolution(layer) else -1
+
+
+def concatenated(features: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenate the features of several columns; those of a single one are returned as they are."""
     return features[0] if len(features) == 1 else torch.cat(list(features), dim)

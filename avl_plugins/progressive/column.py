@@ -1,15 +1,14 @@
 """One column of a progressive network: a plain `nn.Sequential` cut at its affine layers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avl_plugins.progressive.adapters import CONVOLUTIONS, Adapter, Source, make_adapter, reduced_width
+from avl_plugins.progressive.adapters import CONVOLUTIONS, Laterals, Source
 
-__all__ = ["MASK", "Column", "Stage", "fresh"]
+__all__ = ["MASK", "Column", "Stage"]
 
 Tap = Callable[[int, Tensor], Tensor]
 MASK = -1e4
@@ -97,9 +96,7 @@ class Column(nn.Module):
         parts: list[Any] = [self.before, *((stage.layer, *stage.after) for stage in self._stages())]
         return [[_geometry(module) for module in part] for part in parts]
 
-    def connect(
-        self, earlier: Sequence["Column"], adapter: Adapter | None, reduction: float, alpha_init: float
-    ) -> None:
+    def connect(self, earlier: Sequence["Column"], laterals: Laterals) -> None:
         """Give every stage but the first its lateral connection from the earlier columns."""
         if any(column.geometry != self.geometry for column in earlier):
             raise ValueError(
@@ -107,22 +104,13 @@ class Column(nn.Module):
                 f"pooling or activations; this one has {self.geometry}, the first one {earlier[0].geometry}"
             )
         for depth, stage in enumerate(self._stages()[1:], start=1):
-            stage.lateral = self._adapter(earlier, depth, stage.layer, adapter, reduction, alpha_init)
+            stage.lateral = self._lateral(earlier, depth, stage.layer, laterals)
 
-    def add_head(
-        self,
-        label: int,
-        classes: Sequence[int],
-        earlier: Sequence["Column"],
-        adapter: Adapter | None,
-        reduction: float,
-        alpha_init: float,
-    ) -> None:
+    def add_head(self, label: int, classes: Sequence[int], earlier: Sequence["Column"], laterals: Laterals) -> None:
         """Give the column its task: a head with its lateral connection."""
-        self.label, self.classes = label, tuple(classes)
         head = Stage(nn.Linear(self.features, max(classes) + 1))
-        head.lateral = self._adapter(earlier, len(self.stages), head.layer, adapter, reduction, alpha_init)
-        self.head = head
+        head.lateral = self._lateral(earlier, len(self.stages), head.layer, laterals)
+        self.label, self.classes, self.head = label, tuple(classes), head
         absent = torch.tensor([c not in self.classes for c in range(max(classes) + 1)])
         self.absent = absent if absent.any() else None
 
@@ -161,20 +149,12 @@ class Column(nn.Module):
     def _stages(self) -> list[Any]:
         return list(self.stages)
 
-    def _adapter(
-        self,
-        earlier: Sequence["Column"],
-        depth: int,
-        layer: nn.Module,
-        adapter: Adapter | None,
-        reduction: float,
-        alpha_init: float,
+    def _lateral(
+        self, earlier: Sequence["Column"], depth: int, layer: nn.Module, laterals: Laterals
     ) -> nn.Module | None:
         """Make the lateral connection into `layer`, which reads what stage depth - 1 of this column gives."""
         sources = [column.source(depth, column.layer_at(depth)) for column in earlier]
-        own = self.source(depth, layer)
-        reduced = reduced_width(own.maps, reduction)
-        made = make_adapter(adapter, layer, sources, reduced=reduced, alpha_init=alpha_init)
+        made = laterals.make(layer, self.source(depth, layer), sources)
         return None if made is None else made.to(next(self.parameters()))
 
     def layer_at(self, depth: int) -> Any:
@@ -183,33 +163,14 @@ class Column(nn.Module):
 
     def source(self, depth: int, layer: Any) -> Source:
         """Describe h_{depth-1}, which `layer` of this column (None for the head) reads."""
-        maps = self._stages()[depth - 1].maps
         if type(layer) in CONVOLUTIONS:
-            return Source(maps)
+            return Source(layer.in_channels)
+        maps = self._stages()[depth - 1].maps
         width = self.features if layer is None else layer.in_features
         positions, rest = divmod(width, maps)
         if rest:  # not the maps in order, so there is no 1 x 1 convolution on them
             return Source(width)
         return Source(maps, positions)
-
-
-def fresh(layers: nn.Sequential) -> nn.Sequential:
-    """Return a copy of the layers with new random weights.
-
-    Raises:
-        ValueError: If a module has parameters and no `reset_parameters()`.
-    """
-    copy = deepcopy(layers)
-    for name, module in copy.named_modules():
-        reset: Any = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
-        elif next(module.parameters(recurse=False), None) is not None:
-            raise ValueError(
-                f"column: {type(module).__name__} ({name}) has parameters and no reset_parameters(), so that it cannot "
-                "be made anew for each task; pass a function index -> nn.Sequential instead"
-            )
-    return copy
 
 
 def _flat(layers: Any) -> Iterator[nn.Module]:
@@ -236,6 +197,7 @@ def _geometry(module: Any) -> str:
     if type(module) in CONVOLUTIONS:
         parts = (module.kernel_size, module.stride, module.padding, module.dilation)
         return f"{type(module).__name__}{parts}"
-    if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
-        return type(module).__name__
+    normalises = isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
+    if normalises or next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
+        return type(module).__name__  # they are as wide as their layer
     return repr(module)

@@ -1,5 +1,6 @@
 """Features of frozen columns, computed once for all epochs of an experience."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,9 +8,34 @@ from torch import Tensor
 
 from avl_plugins.loading import TensorLoader
 
-__all__ = ["with_frozen_features"]
+__all__ = ["FrozenFeatures", "with_frozen_features"]
 
 _CHUNK = 1024
+
+
+class FrozenFeatures:
+    """Features that the frozen columns have for one batch, which must not change under them.
+
+    Args:
+        x: The batch (B, ...).
+        features: By depth, those of all frozen columns, concatenated (B, ...).
+    """
+
+    def __init__(self, x: Tensor, features: Sequence[Tensor]) -> None:
+        self.x, self.version, self.features = x, x._version, list(features)
+
+    def of(self, x: Tensor) -> list[Tensor]:
+        """Return the features by depth.
+
+        Raises:
+            ValueError: If `x` is not the batch that they belong to, or it has been written to since.
+        """
+        if x is not self.x or x._version != self.version or len(x) != len(self.features[0]):
+            raise ValueError(
+                f"cache_frozen: features of {len(self.features[0])} samples, and the batch of {len(x)} is not the one "
+                "they were computed from; a plugin that changes the batch cannot be used with cache_frozen=True"
+            )
+        return self.features
 
 
 def with_frozen_features(network: Any, loader: TensorLoader, *, device: Any, limit: int) -> None:
@@ -25,18 +51,20 @@ def with_frozen_features(network: Any, loader: TensorLoader, *, device: Any, lim
         ValueError: If they would take more. Nothing has changed then.
     """
     read, n = loader.read, loader.n_samples
-    parts: list[list[Tensor]] = []
+    features: list[Tensor] = []
     for start in range(0, n, _CHUNK):
-        x = read(torch.arange(start, min(start + _CHUNK, n), device=loader.device))[0]
-        found = [h.to(loader.device) for h in network.frozen_features(x.to(device))]
-        need = sum(h.nbytes for h in found) * n // len(x)
-        if not parts and need > limit:
-            raise ValueError(
-                f"cache_bytes: the frozen columns' features of {n} samples take {need} bytes, more than {limit}; raise "
-                "it, or train with cache_frozen=False"
-            )
-        parts.append(found)
-    features = [torch.cat(list(depth)) for depth in zip(*parts, strict=True)]
+        rows = torch.arange(start, min(start + _CHUNK, n), device=loader.device)
+        found = network.frozen_features(read(rows)[0].to(device)).features
+        if not features:
+            need = sum(h[0].nbytes for h in found) * n
+            if need > limit:
+                raise ValueError(
+                    f"cache_bytes: the frozen columns' features of {n} samples take {need} bytes, more than {limit}; "
+                    "raise it, or train with cache_frozen=False"
+                )
+            features = [h.new_empty((n, *h.shape[1:]), device=loader.device) for h in found]
+        for whole, h in zip(features, found, strict=True):
+            whole[start : start + _CHUNK] = h
 
     def read_with_features(rows: Tensor) -> tuple[Tensor, ...]:
         x, y, *rest = read(rows)

@@ -1,19 +1,29 @@
 """Progressive networks: a column for each task, with lateral connections from the frozen ones before it."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from math import isfinite
 from typing import Any, Self
 
 import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from avl_plugins.progressive.adapters import Adapter
-from avl_plugins.progressive.column import MASK, Column, fresh
+from avl_plugins._model_state import undo_for_model
+from avl_plugins.progressive.adapters import Adapter, Laterals, concatenated, feature_dim
+from avl_plugins.progressive.column import MASK, Column
+from avl_plugins.progressive.fresh import ColumnMaker
+from avl_plugins.progressive.frozen import FrozenFeatures
 from avl_plugins.progressive.single_task import SingleTaskNetwork, Tap, run_columns
+from avl_plugins.progressive.state import grow_to, shape_of
+from avl_plugins.progressive.tasks import (
+    check_labels_differ,
+    class_labels,
+    experience_classes,
+    experience_labels,
+    task_label,
+)
 
 __all__ = ["ProgressiveNetwork"]
 
@@ -43,9 +53,10 @@ class ProgressiveNetwork(MultiTaskModule):
         reduction: V is n / reduction wide, n the maps or units of the layer that it reads, rounded up, and not below
             min(n, 8).
         alpha_init: First value of the learned scalars alpha; the paper searched 1, 0.1 and 0.01.
-        features: Features that the head reads, where the last affine layer is a convolution.
-        retrain: Train a task's own column again when its label comes back. Columns after it read its features, and what
-            they give will change. False: an error.
+        features: Number of features that the head reads, where the last affine layer is a convolution; or a function of
+            the column's index that returns it.
+        retrain: Train a task's own column again when its label comes back with no other classes. Columns after it
+            read its features, and what they give will change. False: an error.
         unseen: What to do in evaluation for a task label never trained on: "constant" logits, with a warning for
             each label, or "raise" a ValueError.
 
@@ -54,8 +65,9 @@ class ProgressiveNetwork(MultiTaskModule):
         gives (B, classes of the largest head), and the classes that a task does not have get the logit -1e4.
 
     Raises:
-        ValueError: If an argument is out of range; in training, if an experience has several task labels, its label has
-            been trained on (unless `retrain`), or all experiences of the stream have the same one.
+        ValueError: If an argument is out of range, or `column` has a layer that cannot be made anew; in training, if an
+            experience has no task label or several, its label has been trained on (unless `retrain`), or all
+            experiences of the stream have the same one.
         TypeError: If `column` cannot be cut into layers.
 
     Attributes:
@@ -70,43 +82,28 @@ class ProgressiveNetwork(MultiTaskModule):
         adapter: Adapter | None = "mlp",
         reduction: float = 8,
         alpha_init: float = 0.1,
-        features: int | None = None,
+        features: int | Callable[[int], int] | None = None,
         retrain: bool = False,
         unseen: str = "constant",
     ) -> None:
         super().__init__()
-        if adapter not in ("mlp", "linear", None):
-            raise ValueError(f'adapter: expected "mlp", "linear" or None, got {adapter!r}')
         if unseen not in ("constant", "raise"):
             raise ValueError(f'unseen: expected "constant" or "raise", got {unseen!r}')
-        if not (isfinite(reduction) and reduction > 0):
-            raise ValueError(f"reduction: expected a positive number, got {reduction}")
-        if not isfinite(alpha_init):
-            raise ValueError(f"alpha_init: expected a finite number, got {alpha_init}")
-        if features is not None and features < 1:
-            raise ValueError(f"features: expected at least 1, got {features}")
-        if isinstance(column, nn.Module):
-            template = deepcopy(column)  # a tuple hides it from parameters()
-            self._make: tuple[Callable[[int], Any]] = (
-                lambda index: fresh(template) if index else deepcopy(template),  # type: ignore[arg-type]
-            )
-        elif callable(column):
-            self._make = (column,)
-        else:
-            raise TypeError(f"column: expected an nn.Sequential, or a function that makes one, got {column!r}")
-        self.adapter: Adapter | None = adapter
-        self.reduction = reduction
-        self.alpha_init = alpha_init
-        self.features_of_head = features
+        self.laterals = Laterals(adapter, reduction, alpha_init)
         self.retrain = retrain
         self.unseen = unseen
         self.training_on: tuple[int, int] | None = None
         """Task label and number of the experience that is being trained on; None when its training is complete."""
         self._unseen_classes: dict[int, int] = {}
         self._warned: set[int] = set()
-        self._given: tuple[Tensor, ...] | None = None
-        first = Column(self._make[0](0), features=features)  # type: ignore[arg-type]
-        self.columns = nn.ModuleList([first])
+        self._given: FrozenFeatures | None = None
+        self._make = ColumnMaker(column, features)
+        self.columns = nn.ModuleList([self._make(0)])
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The kind of lateral connection."""
+        return self.laterals.adapter
 
     @property
     def labels(self) -> list[int]:
@@ -121,22 +118,24 @@ class ProgressiveNetwork(MultiTaskModule):
             classes: Number of classes, or their labels, of which the largest + 1 is the number of outputs.
 
         Raises:
-            ValueError: If there is a column for `label`, or there are no classes. Nothing has changed then.
+            ValueError: If there is a column for `label`, there are no classes, or a function given as `column` returns
+                layers of another kind or ones in use. Nothing has changed then.
+            TypeError: If the labels are no integers.
         """
-        wanted = list(range(classes)) if isinstance(classes, int) else sorted(set(classes))
-        if not wanted or wanted[0] < 0:
-            raise ValueError(f"classes: expected a positive number or labels from 0 on, got {classes!r}")
+        label, wanted = task_label(label), class_labels(classes)
         if label in self.labels:
             raise ValueError(f"label: there is a column for task {label} already; the tasks so far are {self.labels}")
         earlier, first = self._columns() if self.labels else [], next(self.parameters())
-        options: Any = (self.adapter, self.reduction, self.alpha_init)
         if earlier:
-            column = Column(self._make[0](len(earlier)), features=self.features_of_head)
+            column = self._make(len(earlier))
+            in_use = {id(tensor) for tensor in (*self.parameters(), *self.buffers())}
+            if any(id(tensor) in in_use for tensor in (*column.parameters(), *column.buffers())):
+                raise ValueError("column: the function has returned layers of an earlier column; have it make new ones")
             column.to(first)
-            column.connect(earlier, *options)
+            column.connect(earlier, self.laterals)
         else:
             column = self._columns()[0]
-        column.add_head(label, wanted, earlier, *options)
+        column.add_head(label, wanted, earlier, self.laterals)
         column.to(first)
         for other in earlier:
             other.freeze()
@@ -149,10 +148,10 @@ class ProgressiveNetwork(MultiTaskModule):
 
     def adaptation(self, experience: Any) -> None:
         """In training, add a column for a new task label; in evaluation, change nothing."""
-        labels = sorted(set(experience.task_labels))
+        labels = experience_labels(experience)
         if not self.training:
-            for label in labels:
-                self._unseen_classes[label] = max(experience.classes_in_this_experience, default=0) + 1
+            for label in set(labels) - set(self.labels):
+                self._unseen_classes[label] = max(experience_classes(experience), default=0) + 1
             return
         if len(labels) != 1:
             raise ValueError(f"a column serves one task, and the experience has the task labels {labels}")
@@ -160,11 +159,11 @@ class ProgressiveNetwork(MultiTaskModule):
         if self.training_on == (label, number):
             return  # its training goes on, from a checkpoint
         if label in self.labels:
-            self._train_again(label)
+            self._train_again(label, experience_classes(experience))
         else:
             if not self.labels and not self.retrain:
-                _check_labels_differ(experience)
-            self.add_column(label, sorted(experience.classes_in_this_experience))
+                check_labels_differ(experience)
+            self.add_column(label, experience_classes(experience))
         self.training_on = (label, number)
 
     def finish_task(self) -> None:
@@ -183,8 +182,8 @@ class ProgressiveNetwork(MultiTaskModule):
         """Return the logits for a task label, or for one a sample; with None, those of all tasks, as a dict."""
         if task_labels is None:
             return self.forward_all_tasks(x)
-        if isinstance(task_labels, int):
-            return self.forward_single_task(x, task_labels)
+        if not isinstance(task_labels, Tensor):
+            return self.forward_single_task(x, task_label(task_labels))
         labels: list[int] = torch.unique(task_labels).tolist()
         if len(labels) == 1:
             return self.forward_single_task(x, labels[0])
@@ -220,38 +219,32 @@ class ProgressiveNetwork(MultiTaskModule):
     def features(self, x: Tensor, label: int, tap: Tap | None = None) -> list[list[Tensor]]:
         """Return h_i^j by column j, up to that of the task, and depth i.
 
-        Inside `given_features` the earlier columns are not computed: one list stands for all of them.
+        Inside `given_features`, in training, the earlier columns are not computed: one list stands for all of them.
         """
         columns = self._columns()[: self._index(label) + 1]
-        if self._given is None or tap is not None or columns[-1] is not self.columns[-1]:
+        if self._given is None or tap is not None or not self.training or columns[-1] is not self.columns[-1]:
             return run_columns(columns, x, tap)
-        given = list(self._given)
-        if len(given[0]) != len(x):
-            raise ValueError(
-                f"cache_frozen: features of {len(given[0])} samples for a batch of {len(x)}; a plugin that changes "
-                "the batch cannot be used with it"
-            )
+        given = self._given.of(x)
         return [given, columns[-1](x, [given])]
 
     @contextmanager
-    def given_features(self, features: Sequence[Tensor]) -> Iterator[None]:
-        """Use these features of the frozen columns, concatenated over columns, by depth, for the newest task."""
-        self._given = tuple(features)
+    def given_features(self, given: FrozenFeatures) -> Iterator[None]:
+        """Use these in training on the newest task; any batch but theirs is then an error."""
+        self._given = given
         try:
             yield
         finally:
             self._given = None
 
-    def frozen_features(self, x: Tensor) -> list[Tensor]:
+    def frozen_features(self, x: Tensor) -> FrozenFeatures:
         """Return, by depth, the concatenated features of all columns before the newest."""
         columns = self._columns()[:-1]
         with torch.no_grad():
             found = run_columns(columns, x)
-        stages = [stage.layer for stage in self._columns()[-1].stages]
-        return [
-            torch.cat(list(depth), dim=1 if depth[0].dim() > 2 and not isinstance(layer, nn.Linear) else -1)
-            for depth, layer in zip(zip(*found, strict=True), stages, strict=True)
-        ]
+        newest = self._columns()[-1]
+        dims = [feature_dim(newest.layer_at(depth)) for depth in range(1, len(newest.stages) + 1)]
+        by_depth = zip(zip(*found, strict=True), dims, strict=True)
+        return FrozenFeatures(x, [concatenated(h, dim) for h, dim in by_depth])
 
     def parameters_of(self, label: int) -> dict[str, int]:
         """Return the number of a task's own parameters: "column" with the head, and "lateral", its adapters."""
@@ -267,27 +260,22 @@ class ProgressiveNetwork(MultiTaskModule):
         columns = self._columns()[index if self.adapter is None else 0 : index + 1]
         return SingleTaskNetwork(deepcopy(columns)).eval()
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Grow to the columns of the state and fill them; where it does not fit, the network stays as it was."""
+        undo = undo_for_model(self)
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except Exception:
+            undo()
+            raise
+
     def get_extra_state(self) -> dict[str, Any]:
         """Return the tasks of the columns."""
-        columns = [column for column in self._columns() if column.head is not None]
-        return {
-            "columns": [{"label": c.label, "classes": list(c.classes), "frozen": c.frozen} for c in columns],
-            "training_on": self.training_on,
-        }
+        return shape_of(self)
 
     def set_extra_state(self, state: Any) -> None:
         """Grow to the columns of a state_dict, which are filled after this."""
-        columns, labels = state["columns"], self.labels
-        saved = [column["label"] for column in columns]
-        if labels != saved[: len(labels)]:
-            raise ValueError(f"the network has columns for the tasks {labels}, the state for {saved}")
-        devices = [next(self.parameters()).device] if next(self.parameters()).is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            for column in columns[len(labels) :]:
-                self.add_column(column["label"], column["classes"])
-        for column, own in zip(columns, self._columns(), strict=False):
-            own.freeze(column["frozen"])
-        self.training_on = None if state["training_on"] is None else tuple(state["training_on"])
+        grow_to(self, state)
 
     def _columns(self) -> list[Column]:
         return list(self.columns)  # type: ignore[arg-type]
@@ -297,14 +285,20 @@ class ProgressiveNetwork(MultiTaskModule):
             raise ValueError(f"label: no column has been trained on task {label}; the tasks so far are {self.labels}")
         return self.labels.index(label)
 
-    def _train_again(self, label: int) -> None:
+    def _train_again(self, label: int, classes: Sequence[int]) -> None:
         if not self.retrain:
             raise ValueError(
                 f"task {label} has a column, which has been trained; pass retrain=True to ProgressiveNetwork to train "
                 "it again. If these are different tasks, build the benchmark with task_labels=True"
             )
         index = self._index(label)
-        if index < len(self.columns) - 1:
+        head = self._columns()[index].classes
+        if not set(classes) <= set(head):
+            raise ValueError(
+                f"retrain: the experience has the classes {list(classes)}, and the head of task {label} is for "
+                f"{list(head)}; give tasks with other classes another task label"
+            )
+        if index < len(self.columns) - 1 and self.adapter is not None:
             warnings.warn(
                 f"retrain: the columns of the tasks {self.labels[index + 1 :]} read the features of task {label}'s, "
                 "and what they give will change",
@@ -326,16 +320,3 @@ class ProgressiveNetwork(MultiTaskModule):
             )
         first = next(self.parameters())
         return first.new_zeros(len(x), self._unseen_classes.get(label, max(self.max_class_label, 1)))
-
-
-def _check_labels_differ(experience: Any) -> None:
-    """Refuse a stream without task labels, in which Avalanche gives every experience the label 0."""
-    stream = getattr(experience, "origin_stream", None)
-    if stream is None or len(stream) < 2:
-        return
-    labels = [sorted(set(other.task_labels)) for other in stream]
-    if all(one == labels[0] for one in labels):
-        raise ValueError(
-            f"all {len(labels)} experiences of the stream have the task label {labels[0][0]}, and a column serves one "
-            "task; build the benchmark with task_labels=True"
-        )

@@ -4,9 +4,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from avalanche.core import SupervisedPlugin
+from avalanche.training.supervised import JointTraining
 
 from avl_plugins.loading import InMemoryLoaderPlugin, TensorLoader
-from avl_plugins.progressive.frozen import with_frozen_features
+from avl_plugins.progressive.frozen import FrozenFeatures, with_frozen_features
 from avl_plugins.progressive.network import ProgressiveNetwork
 
 __all__ = ["ProgressivePlugin"]
@@ -26,8 +27,9 @@ class ProgressivePlugin(SupervisedPlugin):
         cache_bytes: Bound on the memory of these features.
 
     Raises:
-        ValueError: If `cache_bytes` is negative; in `train()`, if the features do not fit into it, the data set's
-            transforms are random or another plugin serves the batches.
+        ValueError: If `cache_bytes` is negative; in `train()`, if the strategy trains on all tasks at once, or features
+            are to be cached and do not fit into `cache_bytes`, the data set's transforms are random, or another plugin
+            serves or changes the batches.
         TypeError: In `train()`, if the strategy's model is no `ProgressiveNetwork`.
     """
 
@@ -37,7 +39,9 @@ class ProgressivePlugin(SupervisedPlugin):
             raise ValueError(f"cache_bytes: expected at least 0, got {cache_bytes}")
         self.cache_frozen = cache_frozen
         self.cache_bytes = cache_bytes
-        self._serving = False
+        self._complete = False
+        self._loader: TensorLoader | None = None
+        self._features: FrozenFeatures | None = None
         self._given: AbstractContextManager | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -50,12 +54,26 @@ class ProgressivePlugin(SupervisedPlugin):
             raise ValueError(f"ProgressivePlugin has no state, got {sorted(state)}")
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Refuse other models."""
+        """Refuse other models, training on all tasks at once, and a loader that would come too late."""
         if not isinstance(strategy.model, ProgressiveNetwork):
             raise TypeError(
                 f"ProgressivePlugin trains a ProgressiveNetwork, and the model is a {type(strategy.model).__name__}; "
                 "pass model=ProgressiveNetwork(nn.Sequential(...)) with the layers before the output head"
             )
+        if isinstance(strategy, JointTraining):
+            raise ValueError(
+                "JointTraining trains on all tasks at once, and a progressive network on one after the other; train "
+                "a multi-head model jointly instead"
+            )
+        plugins = list(strategy.plugins)
+        if self.cache_frozen and any(isinstance(p, InMemoryLoaderPlugin) for p in plugins[plugins.index(self) :]):
+            raise ValueError("cache_frozen: put InMemoryLoaderPlugin before ProgressivePlugin, which builds on it")
+        self.after_forward(strategy)  # a run may have been interrupted
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Close the experience before."""
+        if self._complete:
+            self._close(strategy)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Take frozen parameters out of the optimizer; compute the frozen columns' features."""
@@ -64,28 +82,53 @@ class ProgressivePlugin(SupervisedPlugin):
             for parameter in [p for p in group["params"] if id(p) in frozen]:
                 strategy.optimizer.state.pop(parameter, None)
             group["params"] = [p for p in group["params"] if id(p) not in frozen]
+        self._loader = None
         network: ProgressiveNetwork = strategy.model
-        self._serving = self.cache_frozen and len(network.columns) > 1 and network.labels[-1] in _labels(strategy)
-        if self._serving:
-            with_frozen_features(network, _loader(strategy), device=strategy.device, limit=self.cache_bytes)
+        newest: Any = network.columns[-1]
+        if self.cache_frozen and network.adapter is not None and len(network.columns) > 1 and not newest.frozen:
+            loader = _loader(strategy)
+            with_frozen_features(network, loader, device=strategy.device, limit=self.cache_bytes)
+            self._loader = loader
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse a loader that has been put in the place of the one that serves the features."""
+        if self._loader is not None and strategy.dataloader is not self._loader:
+            raise ValueError(
+                f"cache_frozen: a plugin after ProgressivePlugin uses a loader of its own, "
+                f"{type(strategy.dataloader).__name__}, which serves no features of frozen columns; remove it, or "
+                "train with cache_frozen=False"
+            )
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Take note of the features and of the batch that they came with."""
+        if self._loader is not None:
+            depths = len(strategy.model.columns[-1].stages)
+            self._features = FrozenFeatures(strategy.mbatch[0], strategy.mbatch[2 : 2 + depths])
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Hand over the features that came with the batch."""
-        if self._serving:
-            depths = len(strategy.model.columns[-1].stages)
-            self._given = strategy.model.given_features(strategy.mbatch[2 : 2 + depths])
+        """Hand over the features."""
+        if self._features is not None:
+            self._given = strategy.model.given_features(self._features)
             self._given.__enter__()
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Forget them."""
         if self._given is not None:
             self._given.__exit__(None, None, None)
-            self._given = None
+        self._given = self._features = None
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Note that the task is complete; plugins after this one may still train on it, and be resumed in that."""
+        self._complete = True
+
+    def after_training(self, strategy: Any, **kwargs: Any) -> None:
         """Close the task."""
-        self._serving = False
+        self._close(strategy)
+        self._loader = None
+
+    def _close(self, strategy: Any) -> None:
         strategy.model.finish_task()
+        self._complete = False
 
 
 def _loader(strategy: Any) -> TensorLoader:
@@ -96,9 +139,8 @@ def _loader(strategy: Any) -> TensorLoader:
         except ValueError as error:
             raise ValueError(f"cache_frozen: {error}") from error
     if not isinstance(strategy.dataloader, TensorLoader):
-        raise ValueError("cache_frozen: the batches of a distributed run cannot be served from memory")
+        raise ValueError(
+            "cache_frozen: the batches of a distributed run, or of several task labels in one data set, cannot be "
+            "served from memory; train with cache_frozen=False"
+        )
     return strategy.dataloader
-
-
-def _labels(strategy: Any) -> set[int]:
-    return {int(label) for label in strategy.experience.task_labels}

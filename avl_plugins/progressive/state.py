@@ -1,0 +1,41 @@
+"""The shape of a progressive network as plain values, and growing a network to it."""
+
+from typing import Any
+
+import torch
+
+__all__ = ["grow_to", "shape_of"]
+
+
+def shape_of(network: Any) -> dict[str, Any]:
+    """Return the tasks of the columns, which are frozen, and what is being trained on."""
+    columns = [column for column in network.columns if column.head is not None]
+    return {
+        "columns": [{"label": c.label, "classes": list(c.classes), "frozen": c.frozen} for c in columns],
+        "training_on": network.training_on,
+    }
+
+
+def grow_to(network: Any, shape: dict[str, Any]) -> None:
+    """Add the columns that the network lacks and freeze those that are frozen; random numbers are left as they were.
+
+    Raises:
+        ValueError: If the network's columns are not the first ones of the shape. Nothing has changed then.
+    """
+    own = [(column.label, list(column.classes)) for column in network.columns if column.head is not None]
+    saved = [(column["label"], column["classes"]) for column in shape["columns"]]
+    if own != saved[: len(own)]:
+        labels, others = [label for label, _ in own], [label for label, _ in saved]
+        raise ValueError(
+            f"the network has columns for the tasks {labels}, the state for {others}"
+            if labels != others[: len(labels)]
+            else f"the heads of the network are for the classes {dict(own)}, those of the state for {dict(saved)}"
+        )
+    first = next(network.parameters())
+    with torch.random.fork_rng(devices=[first.device] if first.is_cuda else []):
+        for label, classes in saved[len(own) :]:
+            network.add_column(label, classes)
+    for column, of in zip(network.columns, shape["columns"], strict=False):
+        column.freeze(of["frozen"])
+        column.train(network.training and not column.frozen)
+    network.training_on = None if shape["training_on"] is None else tuple(shape["training_on"])
