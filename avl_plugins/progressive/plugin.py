@@ -8,7 +8,9 @@ from avalanche.training.supervised import JointTraining
 
 from avl_plugins.loading import InMemoryLoaderPlugin, TensorLoader
 from avl_plugins.progressive.frozen import FrozenFeatures, with_frozen_features
+from avl_plugins.progressive.groups import drop_frozen, join_groups
 from avl_plugins.progressive.network import ProgressiveNetwork
+from avl_plugins.progressive.tasks import experience_labels
 
 __all__ = ["ProgressivePlugin"]
 
@@ -18,7 +20,9 @@ class ProgressivePlugin(SupervisedPlugin):
 
     The network itself adds columns and freezes them. The plugin says early what cannot work, takes the frozen
     parameters and their state out of the optimizer, closes an experience (a label that comes back is then refused), and
-    computes the frozen columns' features once an experience, if asked to.
+    computes the frozen columns' features once an experience, if asked to. In an optimizer with several parameter
+    groups, which Avalanche cannot sort new columns into, each parameter joins the group of its like in the
+    column before (see `join_groups`).
 
     Args:
         cache_frozen: Compute the features of the frozen columns once at the start of an experience and serve
@@ -71,17 +75,19 @@ class ProgressivePlugin(SupervisedPlugin):
         self.after_forward(strategy)  # a run may have been interrupted
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Close the experience before."""
+        """Close the experience before, and sort parameters into the optimizer's groups where there are several."""
         if self._complete:
             self._close(strategy)
+        if len(strategy.optimizer.param_groups) > 1:
+            if strategy.optimized_param_id is None:
+                strategy.make_optimizer(reset_optimizer_state=True)
+            if set(experience_labels(strategy.experience)) - set(strategy.model.labels):
+                strategy.model = strategy.model_adaptation()  # the template's comes later and finds nothing to do
+            join_groups(strategy.model, strategy.optimizer)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Take frozen parameters out of the optimizer; compute the frozen columns' features."""
-        for group in strategy.optimizer.param_groups:
-            frozen = {id(p) for p in group["params"] if not p.requires_grad}
-            for parameter in [p for p in group["params"] if id(p) in frozen]:
-                strategy.optimizer.state.pop(parameter, None)
-            group["params"] = [p for p in group["params"] if id(p) not in frozen]
+        drop_frozen(strategy.optimizer)
         self._loader = None
         network: ProgressiveNetwork = strategy.model
         newest: Any = network.columns[-1]
