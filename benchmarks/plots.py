@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiment import Run
 
@@ -44,16 +44,14 @@ def replay_figure(
     grid_arm: str = "gr",
 ) -> Figure:
     """Accuracy over the tasks so far after each (the paper's dashed), and what `grid_arm` replays after each task."""
-    import base64
-    import io
-
     import numpy as np
     from matplotlib.figure import Figure
-    from PIL import Image
+    from matplotlib.ticker import MaxNLocator
 
-    grids = next((run.measurements["grids"] for run in runs if run.arm == grid_arm), [])
+    grids: Sequence[str] = next((run.measurements["grids"] for run in runs if run.arm == grid_arm), [])
     fig = Figure(figsize=(9, 6.2) if grids else (6, 4), layout="constrained")
-    top, bottom = fig.subfigures(2, 1, height_ratios=(3, 2)) if grids else (fig, None)
+    parts: Any = fig.subfigures(2, 1, height_ratios=(3, 2)) if grids else (fig, None)
+    top, bottom = parts
     panel = top.subplots()
     for index, arm in enumerate(arms):
         found = np.array([run.measurements["so_far"] for run in runs if run.arm == arm])
@@ -63,14 +61,25 @@ def replay_figure(
         if arm in paper_curves:
             values = paper_curves[arm]
             panel.plot(range(1, len(values) + 1), values, "--x", lw=1, color=f"C{index}", label=f"{arm}, paper")
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set(xlabel="tasks learnt", ylabel=ylabel, ylim=(0, 1.02))
     panel.legend(fontsize="small", ncols=2)
     if bottom is not None:
-        for k, (axes, text) in enumerate(
-            zip(bottom.subplots(1, len(grids), squeeze=False)[0], grids, strict=True), start=1
-        ):
-            axes.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))), cmap="gray")
-            axes.set_title(f"replayed after task {k}", fontsize="small")
-            axes.axis("off")
+        draw_grids(bottom, grids, "replayed after task {}")
     return fig
+
+
+def draw_grids(figure: Any, grids: Sequence[str], title: str) -> None:
+    """Draw images that `benchmarks.replay.png` made, side by side; `title` takes their number."""
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    for k, (axes, text) in enumerate(
+        zip(figure.subplots(1, len(grids), squeeze=False)[0], grids, strict=True), start=1
+    ):
+        axes.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))), cmap="gray")
+        axes.set_title(title.format(k), fontsize="small")
+        axes.axis("off")

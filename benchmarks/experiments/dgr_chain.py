@@ -1,0 +1,232 @@
+"""Deep Generative Replay, Table 1: a chain of scholars, each taught by the samples of the one before alone.
+
+The paper: the first scholar learns MNIST from real data; each of the next four is trained from scratch on what its
+predecessor's generator and solver give, and nothing else. The solvers' test accuracies stay above 98.5 %.
+
+What we do: the same with a WGAN-GP and a solver of 2 x 400 units ("gr"), and with a variational autoencoder ("vae").
+Every generator and solver starts from new weights. Answers are the old solver's classes.
+Deviations: architectures and iterations, which the paper does not give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.experiment import Context, Experiment, Row, Run
+from benchmarks.papers import paper
+from benchmarks.table import mean_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ARMS = ("gr", "vae")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A chain of scholars on MNIST."""
+
+    data: str = "mnist"
+    """Data set: mnist or digits."""
+    scholars: int = 5
+    """Scholars in the chain, the first of which sees real data."""
+    width: int = 400
+    """Units in each of the solver's two hidden layers."""
+    iterations: int = 4000
+    """Solver iterations of each scholar."""
+    batch_size: int = 128
+    """Images in a mini-batch."""
+    lr: float = 1e-3
+    """Learning rate of the solvers' Adam."""
+    latent: int = 64
+    """Size of the generators' z."""
+    maps: int = 32
+    """Feature maps of the generators at half the image's size, twice as many at a quarter."""
+    gan_batch: int = 64
+    """Images in a batch of the critic."""
+    gan_iterations: int = 3000
+    """Generator iterations of each scholar, with five critic steps each."""
+    gan_lr: float = 2e-4
+    """Learning rate of the WGAN-GP."""
+    penalty_every: int = 1
+    """Critic steps from one gradient penalty to the next."""
+    average: float = 0.998
+    """Decay of the average of the generator's weights; 0 for none."""
+    vae_iterations: int = 4000
+    """Iterations of each variational autoencoder."""
+
+
+def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
+    """Test accuracy of each solver, and samples of each generator."""
+    import torch
+    from torch import nn
+    from torchvision.utils import make_grid
+
+    from avl_plugins import Scholar
+    from avl_plugins.dgr.scholar import Solver
+    from benchmarks.models import mlp
+    from benchmarks.replay import make_gan, make_vae, png
+    from benchmarks.training import load_arrays
+
+    torch.manual_seed(seed)
+    arrays = load_arrays(settings.data, context)
+    shape = (1, *arrays.x_train.shape[1:3])
+    real = torch.from_numpy(arrays.x_train)[:, None].float() / 255
+    labels = torch.from_numpy(arrays.y_train)
+    test, truth = torch.from_numpy(arrays.x_test)[:, None].float() / 255, torch.from_numpy(arrays.y_test)
+    classes = list(range(arrays.n_classes))
+    steps = settings.gan_iterations if arm == "gr" else settings.vae_iterations
+    scholar: Any = None
+    accuracies: list[float] = []
+    grids: list[str] = []
+    if context.resume and context.checkpoint is not None:  # between two scholars
+        saved = torch.load(context.checkpoint, weights_only=True)
+        accuracies, grids = saved["accuracies"], saved["grids"]
+        torch.set_rng_state(saved["random"])
+
+    def fresh_generator() -> Any:
+        make = make_gan if arm == "gr" else make_vae
+        generator = make(shape, settings, fully_connected=False).to(context.device)
+        generator.data_range = (0.0, 1.0)
+        return generator
+
+    def fresh_solver() -> nn.Sequential:
+        layers = mlp((arrays.x_train[0].size, settings.width, settings.width, arrays.n_classes))
+        return nn.Sequential(nn.Flatten(), *layers).to(context.device)
+
+    if accuracies:
+        generator, solver = fresh_generator(), fresh_solver()
+        generator.load_state_dict(saved["generator"])
+        solver.load_state_dict(saved["solver"])
+        torch.set_rng_state(saved["random"])
+        scholar = Scholar(generator.sample, Solver(solver, classes=classes))
+    for link in range(len(accuracies), settings.scholars):
+        solver = fresh_solver()
+        optimizer = torch.optim.Adam(solver.parameters(), lr=settings.lr)
+        if scholar is None:
+            for _ in range(settings.iterations):
+                rows = torch.randint(len(real), (settings.batch_size,))
+                optimizer.zero_grad()
+                x, y = real[rows].to(context.device), labels[rows].to(context.device)
+                nn.functional.cross_entropy(solver(x), y).backward()
+                optimizer.step()
+        else:
+            scholar.teach(solver, optimizer, iterations=settings.iterations, batch_size=settings.batch_size)
+        generator = fresh_generator()
+        for step in range(steps if link + 1 < settings.scholars else 0):  # nobody learns from the last one
+            context.progress(link * steps + step, (settings.scholars - 1) * steps, f"scholar {link + 1}")
+            if scholar is None:
+                x = real[torch.randint(len(real), (generator.batch_size,))]
+            else:
+                x = scholar.source(generator.batch_size, None)
+            generator.fit_batch(x.to(context.device), None, 1.0)
+        solver.eval()
+        with torch.no_grad():
+            right = (solver(test.to(context.device)).argmax(1).cpu() == truth).float().mean()
+        accuracies.append(round(float(right), 5))
+        if link + 1 < settings.scholars:
+            scholar = Scholar(generator.sample, Solver(solver, classes=classes))
+            grids.append(
+                png(make_grid(generator.sample(64, torch.Generator().manual_seed(0)).cpu(), nrow=8, padding=1))
+            )
+        if context.checkpoint is not None:
+            torch.save(
+                {
+                    "accuracies": accuracies,
+                    "grids": grids,
+                    "generator": generator.state_dict(),
+                    "solver": solver.state_dict(),
+                    "random": torch.get_rng_state(),
+                },
+                context.checkpoint,
+            )
+    return {"accuracy": accuracies, "grids": grids}
+
+
+def accuracy_of(run: Run, scholar: int) -> float:
+    """Test accuracy of a solver, counted from 1."""
+    return run.measurements["accuracy"][scholar - 1]
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """Accuracy of each solver beside the paper's."""
+    numbers = paper("dgr")["table1"]["accuracy"]
+    scholars = range(1, runs[0].settings["scholars"] + 1)
+    return [
+        mean_row(
+            runs,
+            arm,
+            f"solver {k}",
+            value=partial(accuracy_of, scholar=k),
+            paper=numbers[k - 1] if arm == "gr" and k <= len(numbers) else None,
+            target=(">=", 0.975) if arm == "gr" else None,
+        )
+        for arm in ARMS
+        for k in scholars
+    ]
+
+
+def figure(runs: Sequence[Run]) -> Figure:
+    """Accuracy along the chain, and samples of the generators."""
+    import numpy as np
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    from benchmarks.plots import draw_grids
+
+    numbers = paper("dgr")["table1"]["accuracy"]
+    grids: Sequence[str] = next((run.measurements["grids"] for run in runs if run.arm == "gr"), [])
+    fig = Figure(figsize=(9, 6.2), layout="constrained")
+    parts: Any = fig.subfigures(2, 1, height_ratios=(3, 2))
+    top, bottom = parts
+    panel = top.subplots()
+    for index, arm in enumerate(ARMS):
+        found = np.array([run.measurements["accuracy"] for run in runs if run.arm == arm])
+        if len(found):
+            panel.errorbar(
+                np.arange(1, found.shape[1] + 1),
+                found.mean(0),
+                yerr=found.std(0),
+                fmt="-o",
+                ms=4,
+                color=f"C{index}",
+                label=arm,
+            )
+    panel.plot(range(1, len(numbers) + 1), numbers, "--x", lw=1, color="black", label="gr, paper")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set(xlabel="solver in the chain", ylabel="MNIST test accuracy")
+    panel.legend(fontsize="small")
+    if grids:
+        draw_grids(bottom, grids, "generator {}")
+    return fig
+
+
+EXPERIMENT = Experiment(
+    name="dgr-chain",
+    title="Deep Generative Replay, Table 1: scholars taught by scholars",
+    data="mnist",
+    arms=ARMS,
+    scales={
+        "smoke": Settings(
+            data="digits",
+            scholars=3,
+            width=20,
+            iterations=20,
+            batch_size=32,
+            latent=4,
+            maps=4,
+            gan_batch=8,
+            gan_iterations=5,
+            vae_iterations=5,
+        ),
+        "cpu": Settings(),
+        "paper": Settings(iterations=10000, maps=64, gan_iterations=20000, vae_iterations=20000, average=0.9999),
+    },
+    minutes={"smoke": 0.1, "cpu": 50, "paper": 600},
+    measure=measure,
+    rows=rows,
+    figure=figure,
+)
