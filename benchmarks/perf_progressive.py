@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from avl_plugins import ProgressiveNetwork
 from avl_plugins.metrics import count_parameters
+from avl_plugins.progressive.adapters import Adapter
 from benchmarks.datasets import Arrays
 from benchmarks.timing import Line, compare, rotate, timed
 
@@ -38,13 +39,13 @@ def columns(arrays: Arrays, rounds: int) -> list[Line]:
 
 def _lines(count: int, x: Tensor, y: Tensor, classes: int, rounds: int) -> list[Line]:
     ours, theirs = progressive(x.shape[1], classes, count), avalanche(x.shape[1], classes, count)
-    one = progressive(x.shape[1], classes, 1)
+    one, apart = progressive(x.shape[1], classes, 1), progressive(x.shape[1], classes, count, adapter=None)
     label = count - 1
     alternatives = {
         "ours": trained(lambda: ours(x, label), ours, y),
         "theirs": trained(lambda: theirs(x, label), theirs, y),
         "one": trained(lambda: one(x, 0), one, y),
-        "forward": lambda: forward(one, x),
+        "forward": lambda: forward(apart, x),
         "laterals": lambda: laterals(ours, x),
     }
     if count > 1:
@@ -57,7 +58,7 @@ def _lines(count: int, x: Tensor, y: Tensor, classes: int, rounds: int) -> list[
         alternatives["cached"] = trained(with_cached, ours, y)
     rotate(1, alternatives)  # the first time costs more
     median = rotate(3 * rounds, alternatives)
-    bound = (count - 1) * median["forward"] + median["one"] + median["laterals"]
+    bound = median["forward"] + median["one"] + median["laterals"]
     size, their_size = (count_parameters(net) / 1e6 for net in (ours, theirs))
     text, within = f"{count} column{'s' if count > 1 else ''}", ("<=", 0.6) if count == COLUMNS[-1] else None
     lines = [
@@ -74,10 +75,11 @@ def _lines(count: int, x: Tensor, y: Tensor, classes: int, rounds: int) -> list[
     return lines
 
 
-def progressive(inputs: int, classes: int, count: int) -> ProgressiveNetwork:
+def progressive(inputs: int, classes: int, count: int, adapter: Adapter | None = "mlp") -> ProgressiveNetwork:
     """Build ours."""
     torch.manual_seed(0)
-    net = ProgressiveNetwork(nn.Sequential(nn.Linear(inputs, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()))
+    layers = (nn.Linear(inputs, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
+    net = ProgressiveNetwork(nn.Sequential(*layers), adapter=adapter)
     for label in range(count):
         net.add_column(label, classes)
     return net
@@ -111,9 +113,9 @@ def trained(forward: Callable[[], Tensor], net: nn.Module, y: Tensor) -> Callabl
 
 @torch.no_grad()
 def forward(net: ProgressiveNetwork, x: Tensor) -> float:
-    """Seconds of the forward pass of one column without laterals."""
-    first: Any = net.columns[0]
-    return statistics.median(timed(lambda: first(x, [])) for _ in range(5))
+    """Seconds of the forward passes of all columns but the newest, without laterals and heads."""
+    columns: list[Any] = list(net.columns)[:-1]
+    return statistics.median(timed(lambda: [column(x, []) for column in columns]) for _ in range(5))
 
 
 def laterals(net: ProgressiveNetwork, x: Tensor) -> float:
