@@ -87,7 +87,8 @@ def train_arm(
 
     Returns:
         "final": accuracy on each task at the end; "after": on each task after its own training; "forgetting": mean over
-        tasks of max over history minus last (Chaudhry et al. 2018); "parameters"; "train_seconds".
+        tasks of max over history minus last (Chaudhry et al. 2018); "parameters"; "ewc_lambda", of the arm ewc;
+        "train_seconds", the evaluations after every task included, None if it was resumed.
     """
     tasks = len(benchmark.train_stream)
     model = make_model(arm, trunk, features=features, classes=classes, settings=settings)
@@ -95,7 +96,7 @@ def train_arm(
         context = replace(context, checkpoint=None, resume=False)  # it has no state_dict that a file could refill
     plugins = default_plugins(context, tasks)
     if arm in ADAPTERS:
-        plugins.append(ProgressivePlugin(cache_frozen=settings.cache_frozen and ADAPTERS[arm] is not None))
+        plugins.append(ProgressivePlugin(cache_frozen=settings.cache_frozen))
     if arm == "ewc":
         if ewc_lambda is None:
             raise ValueError("ewc_lambda: the arm ewc needs one")
@@ -112,7 +113,7 @@ def train_arm(
     )
     started = perf_counter()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "task . has not been trained on yet")
+        warnings.filterwarnings("ignore", r"task \d+ has not been trained on yet")
         train_stream(
             strategy, benchmark, context, stream=settings.evaluate, whole=True, reset_optimizer_state=True
         )  # fmt: skip
