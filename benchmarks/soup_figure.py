@@ -1,0 +1,176 @@
+"""The figure of `progressive-soup`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.experiment import Run
+from benchmarks.papers import paper
+from benchmarks.soup_cells import (
+    ARMS,
+    SOURCES,
+    TARGETS,
+    Pair,
+    cells,
+    mean_transfers,
+    own_convolutions,
+    scored,
+    source_name,
+    transfers,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHORT = {"baseline2": "B2", "baseline3": "B3", "baseline4": "B4", "progressive2": "P2", "progressive3": "P3"}
+COLOURS = dict(zip(ARMS, ("black", "tab:gray", "tab:blue", "tab:green", "tab:red", "tab:purple"), strict=True))
+CURVES = (("base", "white"), ("base", "hflip"))
+"""The pairs of the paper's Fig. 4b."""
+MAPPED = (("base", "hflip"), ("base", "zoom"), ("base", "noisy"), ("noisy", "base"))
+"""The pairs that the paper speaks of with Fig. 5."""
+
+
+def soup_figure(runs: Sequence[Run]) -> Figure:
+    """Transfer matrices, ours and the paper's; learning curves; AFS against transfer and APS; AFS by layer."""
+    from matplotlib.figure import Figure
+
+    numbers = paper("progressive")["soup"]
+    fig = Figure(figsize=(11, 12), layout="constrained")
+    parts: Any = fig.subfigures(3, 1, height_ratios=(4.6, 3.4, 3))
+    top, middle, bottom = parts
+    ours, theirs = top.subplots(1, 2, sharey=True)
+    matrix = {arm: mean_transfers(runs, arm) for arm in ARMS[1:]}
+    printed = {
+        arm: {(source, target): v for source, row in numbers[arm].items() for target, v in row.items()}
+        for arm in ARMS[1:]
+    }
+    _matrix(ours, matrix, "transfer, measured")
+    image = _matrix(theirs, printed, "transfer, paper (2: 2 or more)")
+    top.colorbar(image, ax=[ours, theirs], label="transfer score, colours cut off at 0 and 2", shrink=0.8)
+
+    panels = middle.subplots(1, 4)
+    for panel, pair in zip(panels[:2], CURVES, strict=True):
+        _curves(panel, runs, pair)
+    panels[0].set(ylabel="test accuracy")
+    _legend(panels[0])
+    _fisher_and_transfer(panels[2], runs)
+    _fisher_and_perturbation(panels[3], runs)
+
+    for panel, pair in zip(bottom.subplots(1, 4, sharey=True), MAPPED, strict=True):
+        _layers(panel, runs, pair)
+    bottom.suptitle("Average Fisher Sensitivity of progressive2 by layer and column; bars: its maps", fontsize="medium")
+    return fig
+
+
+def _legend(panel: Any) -> None:
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(fontsize="x-small")
+
+
+def _matrix(panel: Any, scores: dict[str, dict[Pair, float]], title: str) -> Any:
+    """A row for each arm and source, a column for each target."""
+    import numpy as np
+
+    names = [(arm, source_name(source)) for arm in ARMS[1:] for source in SOURCES[arm]]
+    table = np.array([[scores[arm].get((source, t), math.nan) for t in TARGETS] for arm, source in names])
+    image = panel.imshow(table, vmin=0, vmax=2, cmap="RdBu", aspect="auto")
+    for (y, x), value in np.ndenumerate(table):
+        if not math.isnan(value):
+            dark = value < 0.35 or value > 1.65
+            panel.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
+    panel.set_xticks(range(len(TARGETS)), TARGETS, rotation=45)
+    panel.set_yticks(range(len(names)), [f"{SHORT[arm]} {source}" for arm, source in names])
+    panel.set_title(title, fontsize="medium")
+    panel.set_facecolor("0.9")
+    return image
+
+
+def _curves(panel: Any, runs: Sequence[Run], pair: Pair) -> None:
+    """Learning curves of all arms, mean over seeds."""
+    for arm in ARMS:
+        found = [
+            cell
+            for run in runs
+            if run.arm == arm
+            for (source, target), cell in cells(run)
+            if target == pair[1] and source in (pair[0], "none", "random", "noisy+hflip")
+        ]
+        if found:
+            accuracy = [fmean(values) for values in zip(*(cell["accuracy"] for cell in found), strict=True)]
+            panel.plot(found[0]["iterations"], accuracy, color=COLOURS[arm], label=arm, lw=1.3)
+    panel.set(xlabel="iterations on the target", ylim=(0, 1))
+    panel.set_title(f"{pair[0]} to {pair[1]}", fontsize="medium")
+
+
+def _fisher_and_transfer(panel: Any, runs: Sequence[Run]) -> None:
+    """The paper's Fig. 7, a point for each pair and seed."""
+    import numpy as np
+
+    everything = []
+    known = scored(runs)
+    for arm in ("progressive2", "progressive3"):
+        points = [
+            (own_convolutions(cell), transfers(run, runs)[pair])
+            for run in known
+            if run.arm == arm
+            for pair, cell in cells(run)
+        ]
+        if points:
+            panel.plot(*zip(*points, strict=True), "o", ms=3, color=COLOURS[arm], label=arm)
+        everything += points
+    x, y = np.array(everything).reshape(-1, 2).T
+    if len(set(x[np.isfinite(y)])) > 3:
+        line = np.linspace(x.min(), x.max(), 50)
+        fit = np.polyfit(x[np.isfinite(y)], y[np.isfinite(y)], 2)
+        panel.plot(line, np.polyval(fit, line), color="grey", lw=1, label="quadratic fit")
+    panel.axhline(1, color="grey", lw=0.5)
+    panel.set(xlabel="AFS of the new column's\nconvolutions (mean)", ylabel="transfer")
+    _legend(panel)
+
+
+def _fisher_and_perturbation(panel: Any, runs: Sequence[Run]) -> None:
+    """Share of old features by either measure, a point for each pair, layer and seed."""
+    names = ("conv 1", "conv 2", "fc")
+    found = [cell for run in runs if run.arm == "progressive2" for _, cell in cells(run)]
+    for depth, name in enumerate(names):
+        points = [(sum(cell["afs"][depth][:-1]), sum(cell["aps"][depth][:-1])) for cell in found]
+        if points:
+            panel.plot(*zip(*points, strict=True), "o", ms=2.5, label=name)
+    panel.plot([0, 1], [0, 1], color="grey", lw=0.5)
+    panel.set(xlabel="share of old features, AFS", ylabel="share of old features, APS")
+    _legend(panel)
+
+
+def _layers(panel: Any, runs: Sequence[Run], pair: Pair) -> None:
+    """The paper's Fig. 5: a cell for each layer and column, coloured by AFS, with a bar for each map."""
+    import numpy as np
+
+    found = [
+        cell for run in runs if run.arm == "progressive2" for own, cell in cells(run) if own == pair and "afs" in cell
+    ]
+    panel.set_title(f"{pair[0]} to {pair[1]}", fontsize="medium")
+    if not found:
+        panel.axis("off")
+        return
+    layers = np.mean([cell["afs"] for cell in found], axis=0)
+    panel.imshow(layers, vmin=0, vmax=1.6, cmap="Blues", aspect="auto")
+    for depth, (old, new) in enumerate(layers):
+        for column, value in enumerate((old, new)):
+            panel.text(column + 0.45, depth - 0.42, f"{value:.2f}", ha="right", va="top", fontsize="small")
+    maps = found[0]["afs_maps"]  # of one seed: maps of different nets have nothing to do with each other
+    for depth, columns in enumerate(maps):
+        largest = max(max(column) for column in columns) or 1.0
+        for column, values in enumerate(columns):
+            x = column - 0.45 + 0.9 * (np.arange(len(values)) + 0.5) / len(values)
+            panel.bar(
+                x,
+                -0.6 * np.array(values) / largest,
+                bottom=depth + 0.48,
+                width=0.8 / len(values),
+                color="tab:red",
+            )
+    panel.set_xticks((0, 1), (f"old: {pair[0]}", f"new: {pair[1]}"))
+    panel.set_yticks(range(len(layers)), [*(f"conv {k + 1}" for k in range(len(layers) - 1)), "fc"])
