@@ -89,3 +89,13 @@ def test_a_column_that_is_trained_again_is_in_training_mode_after_loading():
     assert [c.frozen for c in fresh.columns] == [False, True]
     assert fresh.columns[0].stages[0].after[0].training
     assert not fresh.columns[1].stages[0].after[0].training
+
+
+def test_what_is_frozen_by_hand_in_the_newest_column_stays_so():
+    net, other = network(2), network(1)
+    other.columns[0].stages[0].layer.weight.requires_grad_(False)
+    other.load_state_dict(network(1).state_dict())
+    assert not other.columns[0].stages[0].layer.weight.requires_grad
+    other.load_state_dict(net.state_dict())
+    assert not any(p.requires_grad for p in other.columns[0].parameters())
+    assert all(p.requires_grad for p in other.columns[1].parameters())

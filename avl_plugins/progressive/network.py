@@ -66,8 +66,8 @@ class ProgressiveNetwork(MultiTaskModule):
 
     Raises:
         ValueError: If an argument is out of range, or `column` has a layer that cannot be made anew; in training, if an
-            experience has no task label or several, its label has been trained on (unless `retrain`), or all
-            experiences of the stream have the same one.
+            experience has no task label or several, its label has been trained on (unless `retrain`, and with no other
+            classes), or all experiences of the stream have the same one.
         TypeError: If `column` cannot be cut into layers.
 
     Attributes:
@@ -157,7 +157,7 @@ class ProgressiveNetwork(MultiTaskModule):
             raise ValueError(f"a column serves one task, and the experience has the task labels {labels}")
         label, number = labels[0], getattr(experience, "current_experience", 0)
         if self.training_on == (label, number):
-            return  # its training goes on, from a checkpoint
+            return  # its training goes on, from a checkpoint or after an interruption
         if label in self.labels:
             self._train_again(label, experience_classes(experience))
         else:

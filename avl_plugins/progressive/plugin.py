@@ -19,10 +19,10 @@ class ProgressivePlugin(SupervisedPlugin):
     """Trains a `ProgressiveNetwork` with any supervised strategy: the newest column, and nothing else.
 
     The network itself adds columns and freezes them. The plugin says early what cannot work, takes the frozen
-    parameters and their state out of the optimizer, closes an experience (a label that comes back is then refused), and
-    computes the frozen columns' features once an experience, if asked to. In an optimizer with several parameter
-    groups, which Avalanche cannot sort new columns into, each parameter joins the group of its like in the
-    column before (see `join_groups`).
+    parameters and their state out of the optimizer, closes an experience (a label that comes back is then refused; after
+    an interrupted `train()` it is not), and computes the frozen columns' features once an experience, if asked
+    to. In an optimizer with several parameter groups, which Avalanche cannot sort new columns into, each parameter
+    joins the group of its like in the column before (see `join_groups`).
 
     Args:
         cache_frozen: Compute the features of the frozen columns once at the start of an experience and serve

@@ -36,6 +36,7 @@ def grow_to(network: Any, shape: dict[str, Any]) -> None:
         for label, classes in saved[len(own) :]:
             network.add_column(label, classes)
     for column, of in zip(network.columns, shape["columns"], strict=False):
-        column.freeze(of["frozen"])
+        if column.frozen != of["frozen"]:  # else what else is frozen in the newest column would be trained
+            column.freeze(of["frozen"])
         column.train(network.training and not column.frozen)
     network.training_on = None if shape["training_on"] is None else tuple(shape["training_on"])
