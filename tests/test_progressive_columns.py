@@ -151,6 +151,11 @@ def test_labels_that_are_no_integers(label, classes, message):
     assert net.labels == []
 
 
+def test_one_column_has_no_frozen_features():
+    with pytest.raises(ValueError, match="no frozen features yet: the network has one column"):
+        network(mlp(), tasks=1).frozen_features(torch.randn(4, 6))
+
+
 def test_a_network_can_be_pickled():
     net = network(mlp())
     again = pickle.loads(pickle.dumps(net)).eval()

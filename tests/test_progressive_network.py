@@ -328,6 +328,7 @@ def test_tap_sees_and_replaces_every_feature():
         (nn.Linear(3, 2), TypeError, "column: expected an nn.Sequential, .*got Linear"),
         ("mlp", TypeError, "column: expected an nn.Sequential, or a function"),
         (nn.Sequential(nn.ReLU()), ValueError, "at least one Linear or Conv layer"),
+        (nn.Sequential(nn.ELU(inplace=True), nn.Linear(3, 3)), ValueError, "works in place, on the input that all"),
         (nn.Sequential(nn.LazyLinear(3)), TypeError, "LazyLinear has no shape yet"),
         (nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3)), TypeError, "GRU cannot be cut"),
         (nn.Sequential(nn.ConvTranspose2d(3, 3, 2)), TypeError, "ConvTranspose2d cannot be cut"),

@@ -54,7 +54,7 @@ class Column(nn.Module):
     Raises:
         TypeError: If it is no `nn.Sequential`, or holds a module that cannot be cut (a block with affine layers
             inside, a recurrent or transposed layer, a lazy one).
-        ValueError: If it has no affine layer, or `features` is needed.
+        ValueError: If it has no affine layer, `features` is needed, or it would change its input in place.
 
     Attributes:
         label: Task label, None before it has one.
@@ -76,6 +76,11 @@ class Column(nn.Module):
                 (stages[-1][1] if stages else before).append(module)
         if not stages:
             raise ValueError("column: it needs at least one Linear or Conv layer")
+        if any(getattr(module, "inplace", False) for part in before for module in part.modules()):
+            raise ValueError(
+                "column: a module before the first layer works in place, on the input that all columns share; make it "
+                "with inplace=False"
+            )
         self.before = nn.Sequential(*before)
         self.stages = nn.ModuleList(Stage(layer, after) for layer, after in stages)
         self.head: Stage | None = None

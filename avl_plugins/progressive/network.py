@@ -238,10 +238,11 @@ class ProgressiveNetwork(MultiTaskModule):
 
     def frozen_features(self, x: Tensor) -> FrozenFeatures:
         """Return, by depth, the concatenated features of all columns before the newest."""
-        columns = self._columns()[:-1]
+        *columns, newest = self._columns()
+        if not columns:
+            raise ValueError("there are no frozen features yet: the network has one column")
         with torch.no_grad():
             found = run_columns(columns, x)
-        newest = self._columns()[-1]
         dims = [feature_dim(newest.layer_at(depth)) for depth in range(1, len(newest.stages) + 1)]
         by_depth = zip(zip(*found, strict=True), dims, strict=True)
         return FrozenFeatures(x, [concatenated(h, dim) for h, dim in by_depth])

@@ -19,8 +19,8 @@ class ProgressivePlugin(SupervisedPlugin):
     """Trains a `ProgressiveNetwork` with any supervised strategy: the newest column, and nothing else.
 
     The network itself adds columns and freezes them. The plugin says early what cannot work, takes the frozen
-    parameters and their state out of the optimizer, closes an experience (a label that comes back is then refused; after
-    an interrupted `train()` it is not), and computes the frozen columns' features once an experience, if asked
+    parameters and their state out of the optimizer, closes an experience (a label that comes back is then refused, if
+    its `train()` was not interrupted), and computes the frozen columns' features once an experience, if asked
     to. In an optimizer with several parameter groups, which Avalanche cannot sort new columns into, each parameter
     joins the group of its like in the column before (see `join_groups`).
 
