@@ -48,7 +48,7 @@ def soup_figure(runs: Sequence[Run]) -> Figure:
         for arm in ARMS[1:]
     }
     _matrix(ours, matrix, "transfer, measured")
-    image = _matrix(theirs, printed, "transfer, paper (2: 2 or more)")
+    image = _matrix(theirs, printed, "transfer, paper", clipped_at=numbers["clipped_at"])
     top.colorbar(image, ax=[ours, theirs], label="transfer score, colours cut off at 0 and 2", shrink=0.8)
 
     panels = middle.subplots(1, 4)
@@ -70,8 +70,8 @@ def _legend(panel: Any) -> None:
         panel.legend(fontsize="x-small")
 
 
-def _matrix(panel: Any, scores: dict[str, dict[Pair, float]], title: str) -> Any:
-    """A row for each arm and source, a column for each target."""
+def _matrix(panel: Any, scores: dict[str, dict[Pair, float]], title: str, clipped_at: float = math.inf) -> Any:
+    """A row for each arm and source, a column for each target; a score cut off says so."""
     import numpy as np
 
     names = [(arm, source_name(source)) for arm in ARMS[1:] for source in SOURCES[arm]]
@@ -99,8 +99,9 @@ def _curves(panel: Any, runs: Sequence[Run], pair: Pair) -> None:
             if target == pair[1] and source in (pair[0], "none", "random", "noisy+hflip")
         ]
         if found:
+            label = f"{arm} (noisy+hflip)" if arm == "progressive3" else arm
             accuracy = [fmean(values) for values in zip(*(cell["accuracy"] for cell in found), strict=True)]
-            panel.plot(found[0]["iterations"], accuracy, color=COLOURS[arm], label=arm, lw=1.3)
+            panel.plot(found[0]["iterations"], accuracy, color=COLOURS[arm], label=label, lw=1.3)
     panel.set(xlabel="iterations on the target", ylim=(0, 1))
     panel.set_title(f"{pair[0]} to {pair[1]}", fontsize="medium")
 
