@@ -27,11 +27,9 @@ def tasks_and_size(runs: Sequence[Run], arms: Sequence[str]) -> Figure:
         tasks = np.arange(1, final.shape[1] + 1)
         left.plot(tasks, final.mean(0), "-o", ms=4, color=f"C{index}", label=arm)
         right.errorbar(size, final.mean(), yerr=final.mean(1).std(), fmt="o", color=f"C{index}", label=arm)
-        right.annotate(arm, (size, final.mean()), xytext=(4, 4), textcoords="offset points", fontsize="small")
     left.set(xlabel="task", ylabel="test accuracy after the last task")
     left.legend(fontsize="small")
-    right.set(xlabel="million parameters", ylabel="mean test accuracy")
-    right.margins(x=0.25)
+    right.set(xlabel="million parameters", ylabel="mean test accuracy", xlim=(0, None), ylim=left.get_ylim())
     return fig
 
 
