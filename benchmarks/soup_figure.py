@@ -55,7 +55,7 @@ def soup_figure(runs: Sequence[Run]) -> Figure:
     for panel, pair in zip(panels[:2], CURVES, strict=True):
         _curves(panel, runs, pair)
     panels[0].set(ylabel="test accuracy")
-    _legend(panels[0])
+    _legend(panels[1], loc="lower right")
     _fisher_and_transfer(panels[2], runs)
     _fisher_and_perturbation(panels[3], runs)
 
@@ -65,9 +65,9 @@ def soup_figure(runs: Sequence[Run]) -> Figure:
     return fig
 
 
-def _legend(panel: Any) -> None:
+def _legend(panel: Any, loc: str = "best") -> None:
     if panel.get_legend_handles_labels()[0]:
-        panel.legend(fontsize="x-small")
+        panel.legend(fontsize="x-small", loc=loc)
 
 
 def _matrix(panel: Any, scores: dict[str, dict[Pair, float]], title: str, clipped_at: float = math.inf) -> Any:
@@ -79,8 +79,9 @@ def _matrix(panel: Any, scores: dict[str, dict[Pair, float]], title: str, clippe
     image = panel.imshow(table, vmin=0, vmax=2, cmap="RdBu", aspect="auto")
     for (y, x), value in np.ndenumerate(table):
         if not math.isnan(value):
-            dark = value < 0.35 or value > 1.65
-            panel.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
+            text = f"{value:.2f}" if value < clipped_at else f"≥ {clipped_at:g}"
+            colour = "white" if value < 0.35 or value > 1.65 else "black"
+            panel.text(x, y, text, ha="center", va="center", fontsize=7.5, color=colour)
     panel.set_xticks(range(len(TARGETS)), TARGETS, rotation=45)
     panel.set_yticks(range(len(names)), [f"{SHORT[arm]} {source}" for arm, source in names])
     panel.set_title(title, fontsize="medium")
@@ -98,10 +99,12 @@ def _curves(panel: Any, runs: Sequence[Run], pair: Pair) -> None:
             for (source, target), cell in cells(run)
             if target == pair[1] and source in (pair[0], "none", "random", "noisy+hflip")
         ]
-        if found:
-            label = f"{arm} (noisy+hflip)" if arm == "progressive3" else arm
-            accuracy = [fmean(values) for values in zip(*(cell["accuracy"] for cell in found), strict=True)]
-            panel.plot(found[0]["iterations"], accuracy, color=COLOURS[arm], label=label, lw=1.3)
+        label = f"{arm} (noisy+hflip)" if arm == "progressive3" else arm
+        iterations = found[0]["iterations"] if found else []
+        accuracy = [fmean(values) for values in zip(*(cell["accuracy"] for cell in found), strict=True)]
+        panel.plot(
+            iterations, accuracy, color=COLOURS[arm], label=label, lw=1.3
+        )  # an arm without curve: for the legend
     panel.set(xlabel="iterations on the target", ylim=(0, 1))
     panel.set_title(f"{pair[0]} to {pair[1]}", fontsize="medium")
 
