@@ -223,12 +223,12 @@ def figure(runs: Sequence[Run]) -> Figure:
             newest_column = np.array([spectrum["columns"][-1] for spectrum in found]).mean(0)
             left.plot(np.arange(1, len(source) + 1), source, "-o", ms=3, label=f"{columns} columns")
             middle.plot(np.arange(1, len(newest_column) + 1), newest_column, "-o", ms=3, label=f"{columns} columns")
-        for name, style in (("sensitivity", "-o"), ("random", "--x")):
+        for name, style, text in (("sensitivity", "-o", "by sensitivity"), ("random", "--x", "at random")):
             curves = [run.measurements["pruning"][name] for run in own]
             if curves:
                 kept = np.array([[p["kept"] / p["total"] for p in curve] for curve in curves]).mean(0)
                 accuracy = np.array([[p["accuracy"] for p in curve] for curve in curves]).mean(0)
-                right.plot(kept, accuracy, style, ms=4, label=f"cut by {name}")
+                right.plot(kept, accuracy, style, ms=4, label=f"cut {text}")
         left.set(ylabel=f"{arm}: AFS", xlabel="source maps, sorted", title="source maps of conv 2")
         middle.set(xlabel="maps, sorted", title="newest column's maps of conv 2")
         right.set(xlabel="lateral parameters kept", ylabel="test accuracy", title="pruning, 4 columns")
