@@ -76,7 +76,7 @@ def interval(numbers: Sequence[float], level: float = 0.95) -> tuple[float, floa
         return -math.inf, math.inf
     from scipy.stats import t
 
-    half = t.ppf(0.5 + level / 2, len(numbers) - 1) * stdev(numbers) / math.sqrt(len(numbers))
+    half = t.ppf(0.5 + level / 2, len(numbers) - 1) * _deviation(numbers) / math.sqrt(len(numbers))
     return fmean(numbers) - half, fmean(numbers) + half
 
 
@@ -85,6 +85,11 @@ def target_text(target: Target) -> str:
     if target[0] == "within":
         return f"{target[1]:g} ± {target[2]:g}"  # type: ignore[misc]
     return f"{'≥' if target[0] == '>=' else '≤'} {target[1]:g}"
+
+
+def _deviation(numbers: Sequence[float]) -> float:
+    """Standard deviation; nan where a number is not finite, which `statistics` cannot take."""
+    return stdev(numbers) if all(math.isfinite(number) for number in numbers) else math.nan
 
 
 def _judge(low: float, high: float, target: Target) -> str:
@@ -97,6 +102,8 @@ def _judge(low: float, high: float, target: Target) -> str:
         floor, ceiling = -math.inf, target[1]
     else:
         raise ValueError(f'target must start with ">=", "<=" or "within", got {target[0]!r}')
+    if math.isnan(low) or math.isnan(high):  # a run has no such number
+        return "undecided"
     if floor <= low and high <= ceiling:
         return "met"
     return "undecided" if low <= ceiling and high >= floor and low < high else "missed"
@@ -122,7 +129,7 @@ def _row(
         paper=paper,
         target=None if target is None else target_text(target),
         mean=fmean(numbers) if numbers else None,
-        stderr=stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else None,
+        stderr=_deviation(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else None,
         seeds=len(numbers),
         scale=runs[0].scale,
         data=(own or runs)[0].data,

@@ -110,6 +110,17 @@ def test_a_single_pair_decides_nothing_and_equal_differences_do():
     assert paired_row(runs, "a", "b", "accuracy", target=(">=", 0.1)).met == "met"
 
 
+def test_a_number_that_is_not_finite_is_shown_and_decides_nothing():
+    runs = [make_run("a", 0, float("nan")), make_run("a", 1, 2.0), make_run("b", 0, 1.0), make_run("b", 1, 1.0)]
+    for row in (
+        mean_row(runs, "a", "accuracy", target=(">=", 0), min_seeds=2),
+        paired_row(runs, "a", "b", "accuracy", target=(">=", 0)),
+    ):
+        assert math.isnan(row.mean)
+        assert math.isnan(row.stderr)
+        assert row.met == "undecided"
+
+
 def test_wrong_targets_and_no_runs_are_errors():
     with pytest.raises(ValueError, match='">=", "<=" or "within"'):
         mean_row([make_run("a", 0, 0.5)], "a", "accuracy", target=(">", 0.5))
