@@ -152,7 +152,9 @@ def test_rows_and_figure_take_any_arms(tmp_path, arms):
 
 def test_a_resumed_job_ends_with_the_same_numbers(tmp_path):
     settings = EXPERIMENT.scales["smoke"]
-    settings = dataclasses.replace(settings, targets=("base", "hflip", "white"), target_epochs=2, analysis=20)
+    settings = dataclasses.replace(
+        settings, targets=("base", "hflip", "white"), target_epochs=2, evaluate_every=2, batch_size=25
+    )
     checkpoint = tmp_path / "job.pt"
     whole = plain(EXPERIMENT.measure(settings, "progressive3", 0, Context(checkpoint=checkpoint)))
     assert list(whole["cells"]) == ["noisy+hflip"]
