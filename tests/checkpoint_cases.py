@@ -53,7 +53,7 @@ def dgr(**arguments: Any) -> DGR:
         critic_steps=2,
         average=0.5,
     )
-    return DGR(generator=generator, generator_iterations=6, **arguments)
+    return DGR(generator=generator, generator_iterations=6, chunk=10, **arguments)  # below a batch, which has 16
 
 
 STRATEGIES: dict[str, Callable[..., Any]] = {

@@ -137,6 +137,21 @@ def test_critic_loss_by_hand():
     torch.testing.assert_close(found["penalty"], gradient_penalty(twin.critic, both, fake, mixing).detach())
 
 
+def test_few_real_samples_serve_every_critic_step():
+    """One real and nine replayed in four steps: each step has the weights r and 1 - r, not r in one and 0 in three."""
+    gan = make_gan(lr=0.0, critic_steps=4, penalty=0.0)
+    real, replayed = torch.rand(1, *SHAPE), torch.rand(9, *SHAPE)
+    found = []
+    step = gan._critic_step
+    gan._critic_step = lambda parts: found.append(parts) or step(parts)
+    gan.fit_batch(real, replayed, 0.1)
+    assert [[(len(x), w) for x, w in parts] for parts in found] == [
+        [(1, 0.1), (n, 0.9)] for n in (3, 2, 2, 2)
+    ]  # fmt: skip
+    assert torch.equal(torch.cat([parts[1][0] for parts in found]), 2 * replayed - 1)
+    assert all(torch.equal(parts[0][0], 2 * real - 1) for parts in found)
+
+
 def test_five_critic_steps_for_one_of_the_generator_and_a_lazy_penalty():
     gan = make_gan(penalty_every=2)
     assert gan.batch_size == 40

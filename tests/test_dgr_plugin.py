@@ -5,69 +5,19 @@ import math
 
 import pytest
 import torch
-from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.evaluation.metrics import loss_metrics
 from avalanche.models import IncrementalClassifier, MTSimpleMLP
 from avalanche.training import Naive
-from avalanche.training.plugins import EvaluationPlugin
+from dgr_cases import build, gan, net, vae
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from avl_plugins import EWCPlugin, InMemoryLoaderPlugin
-from avl_plugins.dgr.networks import mlp_critic, mlp_decoder, mlp_encoder
 from avl_plugins.dgr.plugin import DGRPlugin
 from avl_plugins.dgr.scholar import Answers, Scholar, Solver, replay_loss, solver_from_state, solver_state
-from avl_plugins.dgr.strategy import DGR
-from avl_plugins.dgr.vae import VAE
-from avl_plugins.dgr.wgan_gp import WGANGP
-
-
-class Silent:
-    """A logger that logs nothing; without one Avalanche warns."""
-
-    def __getattr__(self, name):
-        if name.startswith(("before", "after", "log")):
-            return lambda *args, **kwargs: None
-        raise AttributeError(name)
-
-
-def net():
-    return nn.Sequential(nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 10))
-
-
-def vae(**options):
-    return VAE(
-        encoder=mlp_encoder((64,), 8, units=(64,)),
-        decoder=mlp_decoder(8, (64,), units=(64,)),
-        latent=8,
-        batch_size=32,
-        **options,
-    )
-
-
-def gan():
-    return WGANGP(
-        generator=mlp_decoder(8, (64,), units=(32,), output=nn.Tanh()),
-        critic=mlp_critic((64,), units=(32,)),
-        latent=8,
-        samples=8,
-        critic_steps=2,
-    )
-
-
-def build(model=None, strategy=DGR, plugins=(), epochs=1, **options):
-    torch.manual_seed(0)
-    model = model or net()
-    if strategy is DGR:
-        options = {"generator": vae(), "generator_iterations": 5, **options}
-    return strategy(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        train_mb_size=20,
-        train_epochs=epochs,
-        plugins=list(plugins),
-        evaluator=EvaluationPlugin(accuracy_metrics(epoch=True, stream=True), loggers=[Silent()]),
-        **options,
-    )
 
 
 def test_replay_loss_by_hand():
@@ -237,6 +187,24 @@ def test_a_growing_classifier(digits_classes):
     strategy.eval(digits_classes.test_stream)
     accuracy = next(v for k, v in strategy.evaluator.get_last_metrics().items() if k.startswith("Top1_Acc_Stream"))
     assert accuracy > 0.75
+
+
+def test_without_task_labels(digits_arrays):
+    """Avalanche's newer benchmarks: a batch is (x, y), experiences have neither task labels nor classes."""
+    x, y = torch.from_numpy(digits_arrays.x_train).flatten(1) / 255, torch.from_numpy(digits_arrays.y_train)
+    whole = TensorDataset(x, y)
+    whole.targets = y.tolist()
+    both = [(y < 5).nonzero()[:, 0].tolist(), (y >= 5).nonzero()[:, 0].tolist()]
+    stream = benchmark_from_datasets(
+        train=[as_classification_dataset(whole).subset(rows) for rows in both]
+    ).train_stream
+    assert not hasattr(stream[0], "task_labels")
+    strategy = build(generator=None, replay="exact", epochs=30, metrics=[loss_metrics(epoch=True)])
+    strategy.train(stream)
+    assert strategy.dgr.classes == list(range(10))
+    strategy.model.eval()
+    right = strategy.model(x).argmax(1) == y
+    assert right[y < 5].float().mean() > 0.8
 
 
 def test_a_scholar_teaches_another_solver(digits_classes):

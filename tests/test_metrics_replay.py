@@ -6,7 +6,8 @@ from avalanche.evaluation.metric_results import TensorImage
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
-from test_dgr_plugin import Silent, net, vae
+from dgr_cases import net, vae
+from silent import Silent
 
 from avl_plugins import DGR
 from avl_plugins.dgr.frechet import frechet_distance, small_classifier

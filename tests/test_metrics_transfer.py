@@ -281,7 +281,9 @@ def test_labels_that_do_not_tell_tasks_apart():
     strategy, _ = build(SCRIPT, transfer_metrics())
     constant = scripted_benchmark(2, labels=[0, 0])
     strategy.train(constant.train_stream[0])
-    with pytest.raises(ValueError, match=r"all experiences of the stream have the label 0; .*task_labels=True"):
+    with pytest.raises(
+        ValueError, match=r"all \d+ experiences of the stream have the task label 0, .*task_labels=True"
+    ):
         strategy.train(constant.train_stream[1])
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Generator", "Range", "check_samples"]
+__all__ = ["Generator", "Range", "RangedGenerator", "check_samples"]
 
 COLLAPSED = 1e-6
 """Mean variance over samples, in units of the data's squared range, below which a generator gives one image."""
@@ -103,6 +103,41 @@ class Range(nn.Module):
         if self.bounds is None:
             raise ValueError("data_range: it is not known; pass it to the generator, or train through DGRPlugin")
         return self.bounds
+
+
+class RangedGenerator(nn.Module):
+    """What generators that are modules have in common: the data's range, and the checks of a batch.
+
+    Args:
+        data_range: (low, high), or None: not known yet.
+    """
+
+    def __init__(self, data_range: tuple[float, float] | None) -> None:
+        super().__init__()
+        self.range = Range(data_range)
+
+    @property
+    def data_range(self) -> tuple[float, float] | None:
+        """Smallest and largest value of the data."""
+        return self.range.bounds
+
+    @data_range.setter
+    def data_range(self, bounds: tuple[float, float]) -> None:
+        self.range.set(bounds)
+
+    def weighted_parts(self, real: Tensor, replayed: Tensor | None, ratio: float) -> list[tuple[Tensor, float]]:
+        """Return real and replayed samples in [-1, 1], those that there are, each with the weight of its mean.
+
+        Raises:
+            ValueError: If the ratio is no weight, or leaves some to replayed samples that are not there, or the data
+                are outside the range.
+        """
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"ratio: expected a weight in [0, 1], got {ratio}")
+        if replayed is None and ratio != 1:
+            raise ValueError(f"ratio: without replayed samples it has to be 1, got {ratio}")
+        both = ((real, ratio), (replayed, 1 - ratio))
+        return [(self.range.to_unit(x), weight) for x, weight in both if x is not None and len(x)]
 
 
 def check_samples(x: Tensor, data_range: tuple[float, float] | None, name: str) -> Tensor:

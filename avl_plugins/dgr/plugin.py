@@ -8,6 +8,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
+from avl_plugins._labels import experience_classes, experience_labels
 from avl_plugins.dgr.generator import Generator
 from avl_plugins.dgr.scholar import (
     Answers,
@@ -123,6 +124,9 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._pool: Answers | None = None
         self._used = 0
         self._before_chunk: Tensor | None = None
+        """State of the random draws before the chunk in use was sampled, from which it can be sampled again."""
+        self._saved_chunk: Any = None
+        self._old_generator: Any = None
         self._saved_solver: Any = None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -156,7 +160,7 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Train the generator, then copy generator and solver."""
         self._restore_scholar(strategy)
-        self._pool, self._used, self._before_chunk = None, 0, None
+        self._pool = self._saved_chunk = None
         x = dataset_tensors(strategy.experience.dataset.eval())[0]
         if self.replay == "generated":
             self._train_generator(strategy, x)
@@ -165,11 +169,11 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         elif self.tasks == 0:
             self.source.fit(x)
         experience = strategy.experience
-        self.classes = sorted({*self.classes, *(int(c) for c in experience.classes_in_this_experience)})
-        self.task_labels = sorted({*self.task_labels, *(int(t) for t in experience.task_labels)})
+        self.classes = sorted({*self.classes, *experience_classes(experience)})
+        if isinstance(strategy.model, MultiTaskModule):
+            self.task_labels = sorted({*self.task_labels, *experience_labels(experience)})
         self.tasks += 1
-        heads = self.task_labels if isinstance(strategy.model, MultiTaskModule) else []
-        solver = Solver(strategy.model, classes=self.classes, task_labels=heads)
+        solver = Solver(strategy.model, classes=self.classes, task_labels=self.task_labels)
         if self.replay == "generated":
             self._old_generator = _frozen_copy(self.generator)
         self.scholar, self._saved_solver = Scholar(self._sampler(), solver), None
@@ -195,8 +199,7 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             "solver": None if solver is None else dict(solver),
             "random": self._random.get_state(),
             "seeded": self._seeded,
-            "before_chunk": self._before_chunk,
-            "used": self._used,
+            "chunk": self._saved_chunk if self._pool is None else [self._before_chunk, len(self._pool), self._used],
             "losses": {name: list(values) for name, values in self.generator_losses.items()},
         }
 
@@ -217,29 +220,29 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._saved_solver, self.scholar = state["solver"], None
         self._random.set_state(state["random"])
         self._seeded = state["seeded"]
-        self._pool, self._used, self._before_chunk = None, state["used"], state["before_chunk"]
+        self._pool, self._saved_chunk = None, state["chunk"]
 
     def _sampler(self) -> Any:
         return self._old_generator.sample if self.replay == "generated" else self.source
 
     def _next_answers(self, strategy: Any, n: int) -> Answers:
         """Return the next n replayed inputs and answers, from a chunk that is sampled when the last one is used up."""
-        if self._pool is None and self._before_chunk is not None:  # loaded inside a chunk, which is sampled again
+        if self._saved_chunk is not None:
+            before, size, used = self._saved_chunk
             now = self._random.get_state()
-            self._random.set_state(self._before_chunk)
-            self._fill(strategy, n)
+            self._random.set_state(before)
+            self._fill(strategy, size)
             self._random.set_state(now)
+            self._used, self._saved_chunk = used, None
         if self._pool is None or self._used + n > len(self._pool):
-            self._before_chunk = self._random.get_state()
-            self._fill(strategy, n)
-            self._used = 0
+            self._fill(strategy, max(self.chunk, n))
         pool: Any = self._pool
         self._used += n
         return pool.rows(self._used - n, self._used)
 
-    def _fill(self, strategy: Any, n: int) -> None:
+    def _fill(self, strategy: Any, size: int) -> None:
         scholar: Any = self.scholar
-        size = max(self.chunk, n)
+        self._before_chunk, self._used = self._random.get_state(), 0
         self._pool = scholar.sample(size, self._random, device=strategy.device, balanced=self.balanced)
 
     def _restore_scholar(self, strategy: Any) -> None:
@@ -256,8 +259,7 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         ratio, old = self.ratio, self.scholar
         n_real = max(1, round(ratio * generator.batch_size))
         n_old = generator.batch_size - n_real if old is not None else 0
-        name = "dgr: generator"
-        for iteration in phase(strategy, name, iterations=self.generator_iterations):
+        for iteration in phase(strategy, "dgr: generator", iterations=self.generator_iterations):
             if iteration == 0:
                 self.generator_losses = {}
             rows = torch.randint(len(x), (n_real,), generator=self._random)

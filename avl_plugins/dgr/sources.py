@@ -1,12 +1,11 @@
-"""Where replayed inputs come from: the generator, or the paper's comparisons, exact and noise."""
+"""Where replayed inputs come from in the paper's comparisons: exact replay and noise."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Memory", "Noise", "Replay", "draw_rows"]
+__all__ = ["Memory", "Noise", "Replay"]
 
 Replay = Literal["generated", "exact", "noise"]
 
@@ -68,10 +67,3 @@ class Noise:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take shape and moments."""
         self.shape, self.mean, self.std = tuple(state["shape"]), state["mean"], state["std"]
-
-
-def draw_rows(
-    read: Callable[[Tensor], tuple[Tensor, ...]], n_samples: int, n: int, generator: torch.Generator
-) -> Tensor:
-    """Return the inputs of n samples drawn with replacement."""
-    return read(torch.randint(n_samples, (n,), generator=generator))[0]

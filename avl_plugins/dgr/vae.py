@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from avl_plugins.dgr.generator import Range, check_samples
+from avl_plugins.dgr.generator import RangedGenerator, check_samples
 
 __all__ = ["VAE", "kl_to_standard_normal", "reparametrise"]
 
@@ -24,7 +24,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (log_variance.exp() + mean.square() - 1 - log_variance).flatten(1).sum(1)
 
 
-class VAE(nn.Module):
+class VAE(RangedGenerator):
     """Variational autoencoder, trained on the negative evidence lower bound divided by the number of values a sample.
 
     Reconstruction is the binary cross-entropy of values in [0, 1], as is usual for images. (van de Ven et al. use the
@@ -53,24 +53,14 @@ class VAE(nn.Module):
         batch_size: int = 128,
         lr: float = 1e-3,
     ) -> None:
-        super().__init__()
+        super().__init__(data_range)
         for name, value in (("latent", latent), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         self.encoder, self.decoder = encoder, decoder
-        self.range = Range(data_range)
         self.latent, self.batch_size = latent, batch_size
         self.optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=lr)
         self.steps = 0
-
-    @property
-    def data_range(self) -> tuple[float, float] | None:
-        """Smallest and largest value of the data."""
-        return self.range.bounds
-
-    @data_range.setter
-    def data_range(self, bounds: tuple[float, float]) -> None:
-        self.range.set(bounds)
 
     def negative_elbo(self, u: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return reconstruction and KL terms for each sample, (N,) both, for images u in [-1, 1]; nats, not divided."""
@@ -88,12 +78,8 @@ class VAE(nn.Module):
         Returns:
             "reconstruction" and "kl", weighted likewise and per value.
         """
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"ratio: expected a weight in [0, 1], got {ratio}")
-        if replayed is None and ratio != 1:
-            raise ValueError(f"ratio: without replayed samples it has to be 1, got {ratio}")
-        parts = [(part, w) for part, w in ((real, ratio), (replayed, 1 - ratio)) if part is not None and len(part)]
-        u = torch.cat([self.range.to_unit(part) for part, _ in parts])
+        parts = self.weighted_parts(real, replayed, ratio)
+        u = torch.cat([part for part, _ in parts])
         weights = torch.cat([torch.full((len(part),), w / len(part), device=u.device) for part, w in parts])
         self.encoder.train(), self.decoder.train()
         terms = self.negative_elbo(u, torch.randn(len(u), self.latent, device=u.device))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from avl_plugins.dgr.generator import Range, check_samples
+from avl_plugins.dgr.generator import RangedGenerator, check_samples
 
 __all__ = ["WGANGP", "gradient_penalty"]
 
@@ -32,14 +32,15 @@ def gradient_penalty(critic: nn.Module, one: Tensor, other: Tensor, mixing: Tens
     return (slope.flatten(1).norm(2, dim=1) - 1).square().mean()
 
 
-class WGANGP(nn.Module):
+class WGANGP(RangedGenerator):
     """Wasserstein GAN with gradient penalty.
 
     One `fit_batch` is `critic_steps` steps of the critic on
 
         mean D(G(z)) - [ratio mean D(real) + (1 - ratio) mean D(replayed)] + penalty mean (||grad D|| - 1)^2
 
-    and one of the generator on -mean D(G(z)). The batch is cut into as many parts as there are critic steps.
+    and one of the generator on -mean D(G(z)). The real and the replayed samples
+    are each cut into as many parts as there are critic steps; where there are fewer, all of them serve each step.
 
     Networks are modules of yours, or from `avl_plugins.dgr.networks`; they see images in [-1, 1]. Normalisation
     over the batch has no place in the critic, whose penalty is one sample's.
@@ -79,7 +80,7 @@ class WGANGP(nn.Module):
         betas: tuple[float, float] = (0.5, 0.9),
         average: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(data_range)
         for name, value in (
             ("latent", latent),
             ("samples", samples),
@@ -99,7 +100,6 @@ class WGANGP(nn.Module):
                     "penalty is one sample's; use LayerNorm or none"
                 )
         self.generator, self.critic = generator, critic
-        self.range = Range(data_range)
         self.latent, self.samples, self.critic_steps = latent, samples, critic_steps
         self.penalty, self.penalty_every = penalty, penalty_every
         self.averaged = (
@@ -119,15 +119,6 @@ class WGANGP(nn.Module):
         """How many samples `fit_batch` wants in all."""
         return self.samples * self.critic_steps
 
-    @property
-    def data_range(self) -> tuple[float, float] | None:
-        """Smallest and largest value of the data."""
-        return self.range.bounds
-
-    @data_range.setter
-    def data_range(self, bounds: tuple[float, float]) -> None:
-        self.range.set(bounds)
-
     def fit_batch(self, real: Tensor, replayed: Tensor | None, ratio: float) -> Mapping[str, Tensor]:
         """Take `critic_steps` steps of the critic and one of the generator.
 
@@ -136,19 +127,16 @@ class WGANGP(nn.Module):
         Returns:
             "critic" (an estimate of the negative Wasserstein distance), "penalty", "generator".
         """
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"ratio: expected a weight in [0, 1], got {ratio}")
-        if replayed is None and ratio != 1:
-            raise ValueError(f"ratio: without replayed samples it has to be 1, got {ratio}")
-        parts = [(self.range.to_unit(real), ratio)] if len(real) else []
-        if replayed is not None and len(replayed):
-            parts.append((self.range.to_unit(replayed), 1 - ratio))
+        steps = self.critic_steps
+        # Each step needs some of each part, or its weights would not add up to 1 and the scores would drift.
+        cuts = [
+            (x.tensor_split(steps) if len(x) >= steps else (x,) * steps, weight)
+            for x, weight in self.weighted_parts(real, replayed, ratio)
+        ]
         self.generator.train()
         losses: dict[str, Tensor] = {}
-        cuts = [(x.tensor_split(self.critic_steps), weight) for x, weight in parts]
-        for step in range(self.critic_steps):
-            own = [(x[step], weight) for x, weight in cuts if len(x[step])]
-            losses |= self._critic_step(own)
+        for step in range(steps):
+            losses |= self._critic_step([(x[step], weight) for x, weight in cuts])
         losses["generator"] = self._generator_step()
         return losses
 

@@ -1,7 +1,7 @@
 """EWC as a ready-made strategy: Avalanche's supervised template plus the plugin."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 from avalanche.core import BasePlugin
@@ -9,21 +9,10 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import Optimizer
 
+from avl_plugins._arguments import take_arguments_of, with_arguments_of
 from avl_plugins.ewc.checks import refuse_avalanche_arguments
 from avl_plugins.ewc.plugin import EWCPlugin
 from avl_plugins.resume import Resumable
-
-_PLUGIN_ARGUMENTS = inspect.signature(EWCPlugin.__init__).parameters.keys() - {"self"}
-
-
-def _with_plugin_arguments(init: Callable[..., None]) -> Callable[..., None]:
-    """Show the plugin's keywords in the signature, by which Avalanche tells them from misspelt ones."""
-    own = inspect.signature(init)
-    plugin = inspect.signature(EWCPlugin.__init__)
-    *named, rest = own.parameters.values()
-    more = [p for name, p in plugin.parameters.items() if name not in own.parameters]
-    init.__signature__ = own.replace(parameters=[*named, *more, rest])  # type: ignore[attr-defined]
-    return init
 
 
 class EWC(Resumable, SupervisedTemplate):
@@ -52,7 +41,7 @@ class EWC(Resumable, SupervisedTemplate):
             refuse_avalanche_arguments(args, kwargs, "EWC(model=..., optimizer=..., ewc_lambda=...)")
         return super().__new__(cls)
 
-    @_with_plugin_arguments
+    @with_arguments_of(EWCPlugin)
     def __init__(
         self,
         *,
@@ -62,6 +51,5 @@ class EWC(Resumable, SupervisedTemplate):
         plugins: Sequence[BasePlugin] | None = None,
         **kwargs: Any,
     ):
-        options = {name: kwargs.pop(name) for name in _PLUGIN_ARGUMENTS & kwargs.keys()}
-        self.ewc = EWCPlugin(ewc_lambda=ewc_lambda, **options)
+        self.ewc = EWCPlugin(ewc_lambda=ewc_lambda, **take_arguments_of(EWCPlugin, kwargs))
         super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or []), self.ewc], **kwargs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-from avalanche.core import SupervisedPlugin
 from avalanche.evaluation import GenericPluginMetric, PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from avl_plugins.ewc.overlap import fisher_overlap
 from avl_plugins.ewc.plugin import EWCPlugin
+from avl_plugins.metrics._plugins import find_plugin
 
 
 def ewc_metrics(
@@ -58,7 +58,7 @@ class EWCPenalty(GenericPluginMetric[float, Mean]):
 
     def update(self, strategy: Any) -> None:
         """Take in the current iteration's penalty."""
-        self._metric.update(float(find_ewc_plugin(strategy).last_penalty))
+        self._metric.update(float(find_plugin(strategy, EWCPlugin, "ewc_metrics").last_penalty))
 
     def __str__(self) -> str:
         return self.name
@@ -74,7 +74,7 @@ class _AfterTask(PluginMetric[Any]):
 
     def after_training_exp(self, strategy: Any) -> list[MetricValue] | None:
         """Log the task that has ended, if any; the plugin has its Fisher by now, as metrics come after plugins."""
-        plugin = find_ewc_plugin(strategy)
+        plugin = find_plugin(strategy, EWCPlugin, "ewc_metrics")
         if plugin.tasks == self.tasks:
             return None
         self.tasks = plugin.tasks
@@ -165,12 +165,3 @@ class FisherOverlap(_AfterTask):
 
     def __str__(self) -> str:
         return "EWCFisherOverlap"
-
-
-def find_ewc_plugin(strategy: Any) -> EWCPlugin:
-    """Return the strategy's `EWCPlugin`; a ValueError says that it has none."""
-    plugins: list[SupervisedPlugin] = strategy.plugins
-    for plugin in plugins:
-        if isinstance(plugin, EWCPlugin):
-            return plugin
-    raise ValueError("ewc_metrics needs a strategy with an EWCPlugin: add it to plugins")

@@ -11,6 +11,7 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from avl_plugins._labels import experience_labels
 from avl_plugins.loading import batches_in_memory
 from avl_plugins.metrics.columns import find_progressive_network
 from avl_plugins.progressive.figure import sensitivity_figure
@@ -110,7 +111,7 @@ class ColumnSensitivity(PluginMetric[FisherSensitivity | None]):
     def after_training_exp(self, strategy: Any) -> list[MetricValue] | None:
         """Compute, and log."""
         network = find_progressive_network(strategy.model)
-        label = int(strategy.experience.task_labels[0])
+        (label,) = experience_labels(strategy.experience)
         if network.labels.index(label) == 0:
             return None
         dataset = strategy.experience.dataset

@@ -14,6 +14,7 @@ from torchvision.utils import make_grid
 
 from avl_plugins.dgr.frechet import frechet_distance, small_classifier
 from avl_plugins.dgr.plugin import DGRPlugin
+from avl_plugins.metrics._plugins import find_plugin
 from avl_plugins.tensors import dataset_tensors
 
 SEED = 0
@@ -83,7 +84,7 @@ class _AfterScholar(PluginMetric[Any]):
 
     def before_training_exp(self, strategy: Any) -> None:
         """Say early that there is nothing to measure."""
-        find_dgr_plugin(strategy)
+        find_plugin(strategy, DGRPlugin, "replay_metrics")
 
     def _log(self, strategy: Any, value: Any, name: str | None = None, x: int | None = None) -> MetricValue:
         full = get_metric_name(name or self.name, strategy, add_experience=False, add_task=False)
@@ -123,7 +124,7 @@ class ReplayClasses(_AfterScholar):
 
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Count."""
-        plugin = find_dgr_plugin(strategy)
+        plugin = find_plugin(strategy, DGRPlugin, "replay_metrics")
         answers = plugin.scholar.sample(self.samples, _generator(), device=strategy.device)  # type: ignore[union-attr]
         found = answers.heads[0][1] if self.classifier is None else self.classifier(answers.x)
         labels = found.argmax(1) if found.dim() == 2 else found
@@ -148,7 +149,7 @@ class GeneratorLosses(_AfterScholar):
 
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Log the losses of this experience."""
-        self.value = find_dgr_plugin(strategy).generator_losses
+        self.value = find_plugin(strategy, DGRPlugin, "replay_metrics").generator_losses
         logged, length = [], 0
         for name, values in self.value.items():
             length = max(length, len(values))
@@ -176,7 +177,7 @@ class ReplayDistance(_AfterScholar):
         stream = strategy.experience.origin_stream[: number + 1]
         columns = [dataset_tensors(experience.dataset.eval()) for experience in stream]
         # Classes of different tasks are told apart, as labels may count from zero in each.
-        several = len({label for experience in stream for label in experience.task_labels}) > 1
+        several = len({label for e in stream for label in getattr(e, "task_labels", ())}) > 1
         width = 1 + max(int(c[1].max()) for c in columns)
         x = torch.cat([c[0] for c in columns])
         y = torch.cat([c[1] + (width * k if several else 0) for k, c in enumerate(columns)])
@@ -186,18 +187,10 @@ class ReplayDistance(_AfterScholar):
         return self._log(strategy, self.value)
 
 
-def find_dgr_plugin(strategy: Any) -> DGRPlugin:
-    """Return the strategy's `DGRPlugin`; a ValueError says that it has none."""
-    for plugin in strategy.plugins:
-        if isinstance(plugin, DGRPlugin):
-            return plugin
-    raise ValueError("replay_metrics needs a strategy with a DGRPlugin: add it to plugins")
-
-
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(SEED)
 
 
 def _replayed(strategy: Any, n: int) -> Tensor:
-    scholar: Any = find_dgr_plugin(strategy).scholar
+    scholar: Any = find_plugin(strategy, DGRPlugin, "replay_metrics").scholar
     return scholar.source(n, _generator())

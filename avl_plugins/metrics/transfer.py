@@ -11,6 +11,7 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from avalanche.evaluation.metrics import Accuracy
 from avalanche.training.templates.base_sgd import PeriodicEval
 
+from avl_plugins._labels import check_labels_differ, experience_labels
 from avl_plugins.metrics.learning_curve import Curve, curve_points, positive_area, transfer_score
 
 
@@ -113,7 +114,7 @@ class Transfer(PluginMetric[dict[int, float]]):
         scores = self._score(strategy)
         number, label = strategy.experience.current_experience, _task_label(strategy.experience)
         if self.numbers.setdefault(label, number) != number:
-            _check_labels_differ(strategy.experience, label)
+            check_labels_differ(strategy.experience)
         self.iterations = 0
         if label in self.done:
             return scores  # learned before: the first time counts
@@ -210,19 +211,9 @@ class Transfer(PluginMetric[dict[int, float]]):
 
 
 def _task_label(experience: Any) -> int:
-    labels = sorted({int(label) for label in getattr(experience, "task_labels", ())})
+    labels = experience_labels(experience)
     if len(labels) != 1:
         raise ValueError(
-            f"transfer_metrics: tasks are told apart by their label, and the experience has the labels {labels}; build "
-            "the benchmark with task_labels=True"
+            f"transfer_metrics: a learning curve is one task's, and the experience has the labels {labels}"
         )
     return labels[0]
-
-
-def _check_labels_differ(experience: Any, label: int) -> None:
-    """Refuse a stream without task labels, in which Avalanche gives every experience the label 0."""
-    if all(set(other.task_labels) == {label} for other in experience.origin_stream):
-        raise ValueError(
-            f"transfer_metrics: tasks are told apart by their label, and all experiences of the stream have the label "
-            f"{label}; build the benchmark with task_labels=True"
-        )

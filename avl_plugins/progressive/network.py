@@ -10,6 +10,13 @@ import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
+from avl_plugins._labels import (
+    check_labels_differ,
+    class_labels,
+    experience_classes,
+    experience_labels,
+    task_label,
+)
 from avl_plugins._model_state import undo_for_model
 from avl_plugins.progressive.adapters import Adapter, Laterals, concatenated, feature_dim
 from avl_plugins.progressive.column import MASK, Column
@@ -17,13 +24,6 @@ from avl_plugins.progressive.fresh import ColumnMaker
 from avl_plugins.progressive.frozen import FrozenFeatures
 from avl_plugins.progressive.single_task import SingleTaskNetwork, Tap, run_columns
 from avl_plugins.progressive.state import grow_to, shape_of
-from avl_plugins.progressive.tasks import (
-    check_labels_differ,
-    class_labels,
-    experience_classes,
-    experience_labels,
-    task_label,
-)
 
 __all__ = ["ProgressiveNetwork"]
 

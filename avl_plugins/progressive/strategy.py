@@ -7,6 +7,7 @@ from avalanche.core import BasePlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch.optim import Optimizer
 
+from avl_plugins._arguments import take_arguments_of, with_arguments_of
 from avl_plugins.progressive.network import ProgressiveNetwork
 from avl_plugins.progressive.plugin import ProgressivePlugin
 from avl_plugins.resume import Resumable
@@ -23,26 +24,23 @@ class Progressive(Resumable, SupervisedTemplate):
         model: the network.
         optimizer: an optimizer of `model.parameters()`; columns join it as they are added.
         plugins: further plugins; the list is not changed.
-        cache_frozen: see `ProgressivePlugin`.
-        cache_bytes: see `ProgressivePlugin`.
-        **kwargs: the other arguments of `SupervisedTemplate` (criterion, train_mb_size, train_epochs, eval_mb_size,
-            device, evaluator, eval_every, ...).
+        **kwargs: the arguments of `ProgressivePlugin` (cache_frozen, cache_bytes) and the other arguments of
+            `SupervisedTemplate` (criterion, train_mb_size, train_epochs, eval_mb_size, device, evaluator, ...).
 
     Raises:
         TypeError: If the model is no `ProgressiveNetwork`.
     """
 
+    @with_arguments_of(ProgressivePlugin)
     def __init__(
         self,
         *,
         model: ProgressiveNetwork,
         optimizer: Optimizer,
         plugins: Sequence[BasePlugin] | None = None,
-        cache_frozen: bool = False,
-        cache_bytes: int = 2**32,
         **kwargs: Any,
     ):
         if not isinstance(model, ProgressiveNetwork):
             raise TypeError(f"model: expected a ProgressiveNetwork, got a {type(model).__name__}")
-        plugin = ProgressivePlugin(cache_frozen=cache_frozen, cache_bytes=cache_bytes)
+        plugin = ProgressivePlugin(**take_arguments_of(ProgressivePlugin, kwargs))
         super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or []), plugin], **kwargs)

@@ -1,4 +1,4 @@
-"""What an experience says about its task: the label, the classes, and whether labels tell experiences apart."""
+"""Task labels and classes, as an experience or a user gives them."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -45,7 +45,7 @@ def experience_labels(experience: Any) -> list[int]:
     labels = getattr(experience, "task_labels", None)
     if labels is None:
         raise ValueError(
-            "the experience has no task labels, and they say which column is meant; build the benchmark with "
+            "the experience has no task labels, and tasks are told apart by them; build the benchmark with "
             "task_labels=True, or make it one with Avalanche's task_incremental_benchmark"
         )
     return sorted({task_label(label) for label in labels})
@@ -71,6 +71,6 @@ def check_labels_differ(experience: Any) -> None:
     labels = [experience_labels(other) for other in stream]
     if all(one == labels[0] for one in labels):
         raise ValueError(
-            f"all {len(labels)} experiences of the stream have the task label {labels[0][0]}, and a column serves one "
-            "task; build the benchmark with task_labels=True"
+            f"all {len(labels)} experiences of the stream have the task label {labels[0][0]}, and tasks are told apart "
+            "by it; build the benchmark with task_labels=True"
         )
