@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from benchmarks.datasets import Arrays
+
 
 def mlp(sizes: Sequence[int], *, dropout_input: float = 0.0, dropout_hidden: float = 0.0) -> nn.Sequential:
     """Fully connected ReLU net with `sizes` = (inputs, hidden..., outputs) and PyTorch's default initialisation.
@@ -22,6 +24,11 @@ def mlp(sizes: Sequence[int], *, dropout_input: float = 0.0, dropout_hidden: flo
                 layers.append(nn.Dropout(dropout_hidden))
         layers.append(nn.Linear(inputs, outputs))
     return nn.Sequential(*layers)
+
+
+def image_mlp(arrays: Arrays, width: int) -> nn.Sequential:
+    """ReLU net with two hidden layers of `width` units for images of any shape."""
+    return nn.Sequential(nn.Flatten(), *mlp((arrays.x_train[0].size, width, width, arrays.n_classes)))
 
 
 def conv_trunk(channels: int, side: int, maps: Sequence[int], width: int, *, dropout: float = 0.0) -> nn.Sequential:

@@ -6,28 +6,18 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from benchmarks.experiment import Row, Run
+from benchmarks.search import best, edge_note, tried
 from benchmarks.table import mean_row, paired_row
-
-SEARCH_SEED = 1000
-"""Validation seed for choosing EWC's lambda, which no measurement uses."""
-
-
-def ewc_search(lambdas: Sequence[float]) -> list[tuple[str, int]]:
-    """EWC with every lambda on the validation seed."""
-    return [(f"ewc/lambda={value:g}", SEARCH_SEED) for value in lambdas]
-
-
-def best_lambda(runs: Sequence[Run]) -> float:
-    """Lambda with the best mean accuracy on held-out images among the search runs."""
-    found = _searched(runs)
-    if not found:
-        raise ValueError("no search run of 'ewc': run the experiment without --arms once")
-    return max(sorted(found), key=found.__getitem__)
 
 
 def final(run: Run) -> float:
     """Mean accuracy over tasks at the end."""
     return fmean(run.measurements["final"])
+
+
+def best_lambda(runs: Sequence[Run]) -> float:
+    """Lambda of EWC with the best mean accuracy on held-out images among the search runs."""
+    return best(runs, "ewc", final)
 
 
 def method_rows(runs: Sequence[Run], arms: Sequence[str]) -> list[Row]:
@@ -63,14 +53,9 @@ def method_rows(runs: Sequence[Run], arms: Sequence[str]) -> list[Row]:
     return table
 
 
-def _searched(runs: Sequence[Run]) -> dict[float, float]:
-    return {run.measurements["ewc_lambda"]: final(run) for run in runs if run.arm.startswith("ewc/lambda=")}
-
-
 def _note(runs: Sequence[Run], arm: str) -> str:
-    tried = _searched(runs)
-    if arm != "ewc" or not tried:
+    scores = tried(runs, "ewc", final)
+    if arm != "ewc" or not scores:
         return ""
-    best = best_lambda(runs)
-    edge = ", edge of the search" if len(tried) > 1 and best in (min(tried), max(tried)) else ""
-    return f"lambda {best:g}, chosen on held-out images{edge}"
+    chosen = best_lambda(runs)
+    return f"lambda {chosen:g}, chosen on held-out images{edge_note(chosen, scores)}"

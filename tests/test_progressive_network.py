@@ -149,6 +149,13 @@ def test_sizes():
         assert net.parameters_of(label) == {"column": own, "lateral": into_layer + into_head if k else 0}
     total = sum(p.numel() for p in net.parameters())
     assert total < 1.6 * 10 * own
+    full = ProgressiveNetwork(
+        nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU()), reduction=1
+    )
+    for label in range(10):
+        full.add_column(label, 10)
+    assert round(total / (10 * own), 1) == 1.4, "the README's number"
+    assert round(sum(p.numel() for p in full.parameters()) / (10 * own)) == 4, "the README's number"
     assert total == sum(sum(net.parameters_of(label).values()) for label in net.labels)
     assert [reduced_width(n, r) for n, r in [(400, 8), (400, 1), (12, 8), (12, 1), (3, 8), (81, 8), (10, 0.5)]] == [
         50, 400, 8, 12, 3, 11, 20,

@@ -97,7 +97,7 @@ def test_rows():
     assert rows["progressive - independent", accuracy].met == "met"
     assert rows["progressive - avalanche-pnn", accuracy].mean == pytest.approx(0.1)
     assert rows["progressive - avalanche-pnn", accuracy].met == "met"
-    assert rows["ewc", accuracy].note == "lambda 10, chosen on held-out images, edge of the search"
+    assert rows["ewc", accuracy].note == "lambda 10, chosen on held-out images (edge of the search)"
     assert rows["progressive", accuracy].note == ""
 
 

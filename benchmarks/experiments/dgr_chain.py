@@ -10,17 +10,19 @@ Deviations: architectures and iterations, which the paper does not give.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.experiment import Context, Experiment, Row, Run
+from benchmarks.experiment import Context, Experiment, Row, Run, write_atomically
 from benchmarks.papers import paper
 from benchmarks.table import mean_row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from benchmarks.datasets import Arrays
 
 ARMS = ("gr", "vae")
 
@@ -61,89 +63,95 @@ class Settings:
 
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
     """Test accuracy of each solver, and samples of each generator."""
+    import io
+
     import torch
-    from torch import nn
     from torchvision.utils import make_grid
 
     from avl_plugins import Scholar
     from avl_plugins.dgr.scholar import Solver
-    from benchmarks.models import mlp
+    from benchmarks.models import image_mlp
     from benchmarks.replay import make_gan, make_vae, png
     from benchmarks.training import load_arrays
 
     torch.manual_seed(seed)
     arrays = load_arrays(settings.data, context)
-    shape = (1, *arrays.x_train.shape[1:3])
-    real = torch.from_numpy(arrays.x_train)[:, None].float() / 255
-    labels = torch.from_numpy(arrays.y_train)
-    test, truth = torch.from_numpy(arrays.x_test)[:, None].float() / 255, torch.from_numpy(arrays.y_test)
-    classes = list(range(arrays.n_classes))
-    steps = settings.gan_iterations if arm == "gr" else settings.vae_iterations
-    scholar: Any = None
-    accuracies: list[float] = []
-    grids: list[str] = []
-    if context.resume and context.checkpoint is not None:  # between two scholars
+    saved: dict[str, Any] = {"accuracy": [], "grids": []}
+    if context.resume and context.checkpoint is not None:
         saved = torch.load(context.checkpoint, weights_only=True)
-        accuracies, grids = saved["accuracies"], saved["grids"]
-        torch.set_rng_state(saved["random"])
-
-    def fresh_generator() -> Any:
-        make = make_gan if arm == "gr" else make_vae
-        generator = make(shape, settings, fully_connected=False).to(context.device)
+    make = make_gan if arm == "gr" else make_vae
+    teacher: Any = None
+    for number in range(max(0, len(saved["accuracy"]) - 1), settings.scholars):
+        solver = image_mlp(arrays, settings.width).to(context.device)
+        generator = make((1, *arrays.x_train.shape[1:3]), settings, fully_connected=False).to(context.device)
         generator.data_range = (0.0, 1.0)
-        return generator
-
-    def fresh_solver() -> nn.Sequential:
-        layers = mlp((arrays.x_train[0].size, settings.width, settings.width, arrays.n_classes))
-        return nn.Sequential(nn.Flatten(), *layers).to(context.device)
-
-    if accuracies:
-        generator, solver = fresh_generator(), fresh_solver()
-        generator.load_state_dict(saved["generator"])
-        solver.load_state_dict(saved["solver"])
-        torch.set_rng_state(saved["random"])
-        scholar = Scholar(generator.sample, Solver(solver, classes=classes))
-    for link in range(len(accuracies), settings.scholars):
-        solver = fresh_solver()
-        optimizer = torch.optim.Adam(solver.parameters(), lr=settings.lr)
-        if scholar is None:
-            for _ in range(settings.iterations):
-                rows = torch.randint(len(real), (settings.batch_size,))
-                optimizer.zero_grad()
-                x, y = real[rows].to(context.device), labels[rows].to(context.device)
-                nn.functional.cross_entropy(solver(x), y).backward()
-                optimizer.step()
+        if number < len(saved["accuracy"]):  # the last one before the job was interrupted
+            solver.load_state_dict(saved["solver"])
+            generator.load_state_dict(saved["generator"])
+            torch.set_rng_state(saved["random"])
         else:
-            scholar.teach(solver, optimizer, iterations=settings.iterations, batch_size=settings.batch_size)
-        generator = fresh_generator()
-        for step in range(steps if link + 1 < settings.scholars else 0):  # nobody learns from the last one
-            context.progress(link * steps + step, (settings.scholars - 1) * steps, f"scholar {link + 1}")
-            if scholar is None:
-                x = real[torch.randint(len(real), (generator.batch_size,))]
-            else:
-                x = scholar.source(generator.batch_size, None)
-            generator.fit_batch(x.to(context.device), None, 1.0)
-        solver.eval()
-        with torch.no_grad():
-            right = (solver(test.to(context.device)).argmax(1).cpu() == truth).float().mean()
-        accuracies.append(round(float(right), 5))
-        if link + 1 < settings.scholars:
-            scholar = Scholar(generator.sample, Solver(solver, classes=classes))
-            grids.append(
-                png(make_grid(generator.sample(64, torch.Generator().manual_seed(0)).cpu(), nrow=8, padding=1))
-            )
-        if context.checkpoint is not None:
-            torch.save(
-                {
-                    "accuracies": accuracies,
-                    "grids": grids,
-                    "generator": generator.state_dict(),
-                    "solver": solver.state_dict(),
-                    "random": torch.get_rng_state(),
-                },
-                context.checkpoint,
-            )
-    return {"accuracy": accuracies, "grids": grids}
+            learn_solver(solver, teacher, arrays, settings)
+            if number + 1 < settings.scholars:  # nobody learns from the last one
+                steps = settings.gan_iterations if arm == "gr" else settings.vae_iterations
+                for step in learn_generator(generator, teacher, arrays, steps, context.device):
+                    done, all_steps = number * steps + step, (settings.scholars - 1) * steps
+                    context.progress(done, all_steps, f"scholar {number + 1}")
+                images = generator.sample(64, torch.Generator().manual_seed(0)).cpu()
+                saved["grids"].append(png(make_grid(images, nrow=8, padding=1)))
+            saved["accuracy"].append(round(accuracy_on_test(solver, arrays), 5))
+            saved |= {"solver": solver.state_dict(), "generator": generator.state_dict()}
+            saved["random"] = torch.get_rng_state()
+            if context.checkpoint is not None:
+                torch.save(saved, file := io.BytesIO())
+                write_atomically(context.checkpoint, file.getvalue())
+        teacher = Scholar(generator.sample, Solver(solver, classes=range(arrays.n_classes)))
+    return {"accuracy": saved["accuracy"], "grids": saved["grids"]}
+
+
+def learn_solver(solver: Any, teacher: Any, arrays: Arrays, settings: Settings) -> None:
+    """Train a solver on a teacher's samples and answers, or on the data where there is no teacher."""
+    import torch
+
+    optimizer = torch.optim.Adam(solver.parameters(), lr=settings.lr)
+    if teacher is not None:
+        teacher.teach(solver, optimizer, iterations=settings.iterations, batch_size=settings.batch_size)
+        return
+    device = next(solver.parameters()).device
+    for _ in range(settings.iterations):
+        rows = torch.randint(len(arrays.y_train), (settings.batch_size,))
+        optimizer.zero_grad()
+        answers = solver(images_of(arrays.x_train[rows.numpy()]).to(device))
+        torch.nn.functional.cross_entropy(answers, torch.from_numpy(arrays.y_train)[rows].to(device)).backward()
+        optimizer.step()
+
+
+def learn_generator(generator: Any, teacher: Any, arrays: Arrays, steps: int, device: str) -> Iterator[int]:
+    """Train a generator on a teacher's samples, or on the data; yields the number of every step."""
+    import torch
+
+    for step in range(steps):
+        if teacher is None:
+            x = images_of(arrays.x_train[torch.randint(len(arrays.y_train), (generator.batch_size,)).numpy()])
+        else:
+            x = teacher.source(generator.batch_size, None)
+        generator.fit_batch(x.to(device), None, 1.0)
+        yield step
+
+
+def accuracy_on_test(solver: Any, arrays: Arrays) -> float:
+    """Accuracy on the test images."""
+    import torch
+
+    with torch.no_grad():
+        answers = solver.eval()(images_of(arrays.x_test).to(next(solver.parameters()).device))
+    return float((answers.argmax(1).cpu() == torch.from_numpy(arrays.y_test)).float().mean())
+
+
+def images_of(pixels: Any) -> Any:
+    """Images (N, H, W) uint8 as tensors (N, 1, H, W) in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(pixels)[:, None].float() / 255
 
 
 def accuracy_of(run: Run, scholar: int) -> float:

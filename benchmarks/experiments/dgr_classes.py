@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.experiment import Context, Experiment, Row, Run
 from benchmarks.papers import paper
+from benchmarks.replay_rows import at_end, earlier_rows
 from benchmarks.table import Target, mean_row, paired_row
 
 if TYPE_CHECKING:
@@ -74,25 +74,18 @@ class Settings:
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
     """Accuracy over the classes so far after each task, and what is replayed."""
     import torch
-    from torch import nn
 
     from benchmarks.datasets import split
-    from benchmarks.models import mlp
+    from benchmarks.models import image_mlp
     from benchmarks.replay import train_arm
     from benchmarks.training import load_arrays
 
     torch.manual_seed(seed)
     arrays = load_arrays(settings.data, context)
     benchmark = split(arrays, settings.tasks, seed=seed, task_labels=False, validation=settings.validation, flat=False)
-    solver = mlp((arrays.x_train[0].size, settings.width, settings.width, arrays.n_classes))
-    model = nn.Sequential(nn.Flatten(), *solver)
+    model = image_mlp(arrays, settings.width)
     shape = (1, *arrays.x_train.shape[1:3])
     return train_arm(arm, model, benchmark, settings, context, shape=shape, fully_connected=False)
-
-
-def accuracy_after(run: Run, tasks: int) -> float:
-    """Accuracy over the classes seen after so many tasks."""
-    return run.measurements["so_far"][tasks - 1]
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -100,33 +93,22 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     numbers = paper("dgr")["fig6"]
     tasks = runs[0].settings["tasks"]
     others = {"vae": paper("dgr")["vae"]["classes"]["mean"], "avalanche": paper("dgr")["avalanche"]["classes"]}
+    sources = {"vae": "paper: van de Ven and Tolias 2019", "avalanche": "paper: Avalanche's own baseline"}
+    metric = f"accuracy after {tasks} tasks"
     table = [
         mean_row(
             runs,
             arm,
-            f"accuracy after {tasks} tasks",
-            value=partial(accuracy_after, tasks=tasks),
+            metric,
+            value=at_end,
             paper=numbers[arm][tasks - 1] if arm in numbers else others[arm],
             target=TARGETS.get(arm),
-            note={"vae": "paper: van de Ven and Tolias 2019", "avalanche": "paper: Avalanche's own baseline"}.get(
-                arm, ""
-            ),
+            note=sources.get(arm, ""),
         )
         for arm in ARMS
     ]
-    table.append(paired_row(runs, "gr", "avalanche", "accuracy at the end", value=partial(accuracy_after, tasks=tasks)))
-    table += [
-        mean_row(
-            runs,
-            arm,
-            f"accuracy after {k} task{'s' if k > 1 else ''}",
-            value=partial(accuracy_after, tasks=k),
-            paper=numbers[arm][k - 1] if arm in numbers else None,
-        )
-        for arm in ARMS
-        for k in range(1, tasks)
-    ]
-    return table
+    table.append(paired_row(runs, "gr", "avalanche", metric, value=at_end))
+    return table + earlier_rows(runs, ARMS, numbers, "accuracy")
 
 
 def figure(runs: Sequence[Run]) -> Figure:

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.experiment import Context, Experiment, Row, Run
 from benchmarks.papers import paper
+from benchmarks.replay_rows import at_end, earlier_rows
+from benchmarks.search import best, search_jobs, split_name
 from benchmarks.table import mean_row, paired_row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ARMS = ("gr", "vae", "er", "noise", "none", "none-best", "avalanche")
-SEARCH_SEED = 1000
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,8 @@ class Settings:
 
 
 def search(settings: Settings) -> list[tuple[str, int]]:
-    """Exact replay and plain training at every learning rate, on the validation seed."""
-    if settings.lr:
-        return []
-    return [(f"{arm}/lr={lr:g}", SEARCH_SEED) for arm in ("er", "none") for lr in settings.lrs]
-
-
-def best_lr(arm: str, runs: Sequence[Run]) -> float:
-    """Learning rate with the best mean accuracy at the end of an arm's search runs, on held-out images."""
-    found = {float(r.arm.split("=")[1]): r.measurements["so_far"][-1] for r in runs if r.arm.startswith(f"{arm}/lr=")}
-    if not found:
-        raise ValueError(f"no search run of {arm!r}: run the experiment without --arms once, or give --lr")
-    return max(sorted(found), key=found.__getitem__)
+    """Exact replay and plain training at every learning rate, on the validation seed; none where `lr` is given."""
+    return [] if settings.lr else [job for arm in ("er", "none") for job in search_jobs(arm, "lr", settings.lrs)]
 
 
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
@@ -92,39 +82,31 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     from dataclasses import replace
 
     import torch
-    from torch import nn
 
     from benchmarks.datasets import permuted
-    from benchmarks.models import mlp
+    from benchmarks.models import image_mlp
     from benchmarks.replay import train_arm
     from benchmarks.training import load_arrays
 
     torch.manual_seed(seed)
-    arm, _, value = arm.partition("/lr=")
-    if value:
-        settings = replace(settings, lr=float(value), evaluate="valid")
+    arm, value = split_name(arm)
+    if value is not None:
+        settings = replace(settings, lr=value, evaluate="valid")
     elif not settings.lr:
-        settings = replace(settings, lr=best_lr("none" if arm == "none-best" else "er", context.search))
+        settings = replace(settings, lr=best(context.search, "none" if arm == "none-best" else "er", at_end))
     arrays = load_arrays(settings.data, context)
     benchmark = permuted(arrays, settings.tasks, seed=seed, validation=settings.validation, flat=False)
-    solver = mlp((arrays.x_train[0].size, settings.width, settings.width, arrays.n_classes))
-    model = nn.Sequential(nn.Flatten(), *solver)
+    model = image_mlp(arrays, settings.width)
     shape = (1, *arrays.x_train.shape[1:3])
     kind = "none" if arm == "none-best" else arm
     found = train_arm(kind, model, benchmark, settings, context, shape=shape, fully_connected=True)
     return {**found, "lr": settings.lr}
 
 
-def accuracy_after(run: Run, tasks: int) -> float:
-    """Mean accuracy over the tasks so far after so many."""
-    return run.measurements["so_far"][tasks - 1]
-
-
 def rows(runs: Sequence[Run]) -> list[Row]:
     """Accuracy after each task, the end with its targets first."""
     numbers = paper("dgr")["fig2"]
     tasks = runs[0].settings["tasks"]
-    at_end = partial(accuracy_after, tasks=tasks)
     metric = f"mean accuracy after {tasks} tasks"
     table = [
         mean_row(
@@ -144,18 +126,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         paired_row(runs, "gr", "none-best", metric, value=at_end),
         paired_row(runs, "gr", "avalanche", metric, value=at_end),
     ]
-    table += [
-        mean_row(
-            runs,
-            arm,
-            f"mean accuracy after {k} task{'s' if k > 1 else ''}",
-            value=partial(accuracy_after, tasks=k),
-            paper=numbers[arm][k - 1] if arm in numbers else None,
-        )
-        for arm in ARMS
-        for k in range(1, tasks)
-    ]
-    return table
+    return table + earlier_rows(runs, ARMS, numbers, "mean accuracy")
 
 
 def figure(runs: Sequence[Run]) -> Figure:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiment import Context, Experiment, Row, Run
 from benchmarks.papers import paper
+from benchmarks.search import best, edge_note, search_jobs, split_name, tried
 from benchmarks.table import mean_row, paired_row
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "empirical": {"labels": "empirical"},
     "batch": {"labels": "batch"},
 }
-SEARCH_SEED = 1000
-"""First of the validation seeds, which no measurement uses."""
 
 
 @dataclass(frozen=True)
@@ -64,29 +63,16 @@ class Settings:
 
 def search(settings: Settings) -> list[tuple[str, int]]:
     """Every estimator with every lambda, on the validation seeds."""
-    return [
-        (f"{estimator}/lambda={value:g}", SEARCH_SEED + k)
-        for estimator in ESTIMATORS
-        for value in (settings.batch_lambdas if estimator == "batch" else settings.lambdas)
-        for k in range(settings.search_seeds)
-    ]
+    jobs = []
+    for estimator in ESTIMATORS:
+        lambdas = settings.batch_lambdas if estimator == "batch" else settings.lambdas
+        jobs += search_jobs(estimator, "lambda", lambdas, settings.search_seeds)
+    return jobs
 
 
-def best_lambda(estimator: str, runs: Sequence[Run]) -> float:
-    """Lambda with the best mean validation accuracy among the search runs; the smaller one of equals."""
-    found: dict[float, list[float]] = {}
-    for run in runs:
-        if run.arm.startswith(f"{estimator}/lambda="):
-            found.setdefault(run.measurements["lambda"], []).append(run.measurements["valid"])
-    if not found:
-        raise ValueError(f"no search run of {estimator!r}: run the experiment without --arms once")
-    return max(sorted(found), key=lambda value: sum(found[value]) / len(found[value]))
-
-
-def edge(estimator: str, value: float, runs: Sequence[Run]) -> str:
-    """Say so where a chosen lambda is the smallest or largest of those searched."""
-    tried = {run.measurements["lambda"] for run in runs if run.arm.startswith(f"{estimator}/lambda=")}
-    return " (edge of the search)" if tried and value in (min(tried), max(tried)) else ""
+def held_out(run: Run) -> float:
+    """Mean accuracy on held-out images, by which lambda is chosen."""
+    return run.measurements["valid"]
 
 
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
@@ -100,7 +86,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     from benchmarks.training import Training, default_plugins, load_arrays, make_evaluator
 
     torch.manual_seed(seed)
-    estimator, _, value = arm.partition("/lambda=")
+    estimator, value = split_name(arm)
     arrays = load_arrays(settings.data, context)
     benchmark = split(arrays, settings.tasks, seed=seed, shuffle_classes=True, validation=settings.validation)
     net = SimpleMLP(input_size=arrays.x_train[0].size, hidden_size=settings.width, hidden_layers=2, drop_rate=0)
@@ -108,7 +94,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     plugins = default_plugins(context, settings.tasks, resumable=False)  # a job takes a minute
     ewc_lambda = None
     if estimator != "none":
-        ewc_lambda = float(value) if value else best_lambda(estimator, context.search)
+        ewc_lambda = best(context.search, estimator, held_out) if value is None else value
         ewc = EWCPlugin(
             ewc_lambda=ewc_lambda, step="proximal", fisher_batch_size=settings.batch_size, **ESTIMATORS[estimator]
         )
@@ -150,7 +136,9 @@ def rows(runs: Sequence[Run]) -> list[Row]:
                 "accuracy",
                 value=lambda run: run.measurements["test"],
                 paper=numbers[key]["mean"],
-                note=", ".join(f"best lambda {value:g}{edge(arm, value, runs)}" for value in chosen),
+                note=", ".join(
+                    f"best lambda {value:g}{edge_note(value, tried(runs, arm, held_out))}" for value in chosen
+                ),
             )
         )
     table += [
@@ -183,19 +171,15 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
 def figure(runs: Sequence[Run]) -> Figure:
     """Validation accuracy over lambda, and test accuracy at the best lambda beside the paper's."""
-    import numpy as np
     from matplotlib.figure import Figure
 
     numbers = paper("ewc")["fisher_labels"]
     fig = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = fig.subplots(1, 2)
     for estimator in ESTIMATORS:
-        tried: dict[float, list[float]] = {}
-        for run in runs:
-            if run.arm.startswith(f"{estimator}/lambda="):
-                tried.setdefault(run.measurements["lambda"], []).append(run.measurements["valid"])
-        if tried:
-            left.semilogx(sorted(tried), [np.mean(tried[k]) for k in sorted(tried)], "-o", ms=4, label=estimator)
+        accuracy = tried(runs, estimator, held_out)
+        if accuracy:
+            left.semilogx(list(accuracy), list(accuracy.values()), "-o", ms=4, label=estimator)
     left.set(xlabel="lambda", ylabel="validation accuracy")
     left.legend(fontsize="small")
     arms = (*ESTIMATORS, "none")

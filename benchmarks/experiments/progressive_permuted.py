@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiment import Context, Experiment, Row, Run
-from benchmarks.taskwise_rows import best_lambda, ewc_search, method_rows
+from benchmarks.search import search_jobs, split_name
+from benchmarks.taskwise_rows import best_lambda, method_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +62,7 @@ class Settings:
 
 def search(settings: Settings) -> list[tuple[str, int]]:
     """EWC with every lambda on the validation seed."""
-    return ewc_search(settings.lambdas)
+    return search_jobs("ewc", "lambda", settings.lambdas)
 
 
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     from benchmarks.training import load_arrays
 
     torch.manual_seed(seed)
-    arm, _, value = arm.partition("/lambda=")
+    arm, value = split_name(arm)
     arrays = load_arrays(settings.data, context)
     benchmark = permuted(arrays, settings.tasks, seed=seed, validation=settings.validation, task_labels=True)
     inputs, width = arrays.x_train[0].size, settings.width
@@ -84,11 +85,11 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         arm,
         nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
         benchmark,
-        replace(settings, evaluate="valid") if value else settings,
+        settings if value is None else replace(settings, evaluate="valid"),
         context,
         features=width,
         classes=arrays.n_classes,
-        ewc_lambda=(float(value) if value else best_lambda(context.search)) if arm == "ewc" else None,
+        ewc_lambda=(best_lambda(context.search) if value is None else value) if arm == "ewc" else None,
     )
 
 
