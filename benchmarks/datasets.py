@@ -177,7 +177,7 @@ def permuted(
     if identity_first:
         orders[0] = torch.arange(height * width)
 
-    streams, shape = _streams(arrays, validation, seed, flat)
+    streams, shape = image_streams(arrays, validation, seed, flat)
     channels = streams["train"][0].shape[1] // (height * width)
     datasets: dict[str, list[Images]] = {name: [] for name in streams}
     for name, (pixels, labels) in streams.items():
@@ -227,7 +227,7 @@ def split(
     if shuffle_classes:
         classes = torch.randperm(n_classes, generator=torch.Generator().manual_seed(seed))
     groups = classes.view(n_experiences, -1)
-    streams, shape = _streams(arrays, validation, seed, flat)
+    streams, shape = image_streams(arrays, validation, seed, flat)
     datasets: dict[str, list[Images]] = {name: [] for name in streams}
     for name, (pixels, labels) in streams.items():
         for task, group in enumerate(groups):
@@ -241,7 +241,7 @@ def split(
     return make_benchmark(datasets, n_classes)
 
 
-def _streams(
+def image_streams(
     arrays: Arrays, validation: int, seed: int, flat: bool
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], tuple[int, ...]]:
     """Return flattened images and labels of each stream, and the shape of one image."""

@@ -31,6 +31,20 @@ def image_mlp(arrays: Arrays, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *mlp((arrays.x_train[0].size, width, width, arrays.n_classes)))
 
 
+def image_trunk(kind: str, arrays: Arrays, width: int) -> nn.Sequential:
+    """Net without output layer for images: "mlp", two hidden layers, or "conv", 32, 64 and 64 maps and a hidden layer.
+
+    Raises:
+        ValueError: If `kind` is another.
+    """
+    if kind == "mlp":
+        return nn.Sequential(*list(image_mlp(arrays, width))[:-1])
+    if kind != "conv":
+        raise ValueError(f"solver must be 'mlp' or 'conv', got {kind!r}")
+    side, channels = arrays.x_train.shape[1], arrays.x_train.shape[3] if arrays.x_train.ndim == 4 else 1
+    return conv_trunk(channels, side, (32, 64, 64), width)
+
+
 def conv_trunk(channels: int, side: int, maps: Sequence[int], width: int, *, dropout: float = 0.0) -> nn.Sequential:
     """Net without output layer for (channels, side, side) images.
 

@@ -33,8 +33,9 @@ from benchmarks.experiment import Context, write_atomically
 from benchmarks.jobs import commit
 from benchmarks.models import mlp
 from benchmarks.perf_progressive import columns
+from benchmarks.perf_replay import replay
 from benchmarks.runner import versions
-from benchmarks.timing import Line, compare, rotate, timed
+from benchmarks.timing import EpochTimer, Line, compare, few, rotate, timed
 from benchmarks.training import load_arrays
 
 HIDDEN = (400, 400)
@@ -57,22 +58,6 @@ class Options:
     """File for the numbers; None for none."""
 
 
-class EpochTimer(SupervisedPlugin):
-    """Seconds of every training epoch, without what comes before and after it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: list[float] = []
-
-    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Start."""
-        self.started = perf_counter()
-
-    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Stop."""
-        self.seconds.append(perf_counter() - self.started)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Measure, print a table and write the numbers."""
     options = tyro.cli(Options, args=list(arguments), prog="python -m benchmarks perf")
@@ -81,7 +66,8 @@ def main(arguments: Sequence[str]) -> int:
         torch.set_num_threads(options.threads)
     arrays = load_arrays(options.data, Context(data_root_override=options.data_root))
     lines: list[Line] = []
-    for title, part in (("epochs", epochs), ("Fishers", fishers), ("steps", steps), ("columns", columns)):
+    parts = {"epochs": epochs, "Fishers": fishers, "steps": steps, "columns": columns, "replay": replay}
+    for title, part in parts.items():
         with console.status(f"measuring {title}"):
             lines += part(arrays, options.rounds)
     table = Table("what", "measured", "ratio", "against", "target", "met", title=f"{torch.get_num_threads()} threads")
@@ -102,11 +88,6 @@ def model_for(arrays: Arrays) -> torch.nn.Sequential:
     """The net of all comparisons."""
     torch.manual_seed(0)
     return mlp((arrays.x_train[0].size, *HIDDEN, arrays.n_classes))
-
-
-def few(arrays: Arrays, images: int = 1000) -> Arrays:
-    """The first training images only."""
-    return Arrays(arrays.x_train[:images], arrays.y_train[:images], arrays.x_test, arrays.y_test, arrays.name)
 
 
 def strategy_for(arrays: Arrays, plugins: list[SupervisedPlugin]) -> Naive:

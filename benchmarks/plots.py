@@ -63,21 +63,56 @@ def replay_figure(
     panel.set(xlabel="tasks learnt", ylabel=ylabel, ylim=(0, 1.02))
     panel.legend(fontsize="small", ncols=2)
     if bottom is not None:
-        draw_grids(bottom, grids, "replayed after task {}")
+        draw_grids(bottom, grids, [f"replayed after task {k + 1}" for k in range(len(grids))])
     return fig
 
 
-def draw_grids(figure: Any, grids: Sequence[str], title: str) -> None:
-    """Draw images that `benchmarks.replay.png` made, side by side; `title` takes their number."""
+def domain_figure(runs: Sequence[Run], parts: Sequence[tuple[str, dict[str, str]]]) -> Figure:
+    """Accuracy on two domains learnt in turn, after every epoch, and what is replayed.
+
+    Args:
+        runs: With measurements "accuracy" (by domain, then time), "domains" (their names) and "grids".
+        parts: One a row: its title, and arms by their labels; the first arm's replayed images are shown.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(10, 3.4 * len(parts)), layout="constrained")
+    rows: Any = fig.subfigures(len(parts), 1, squeeze=False)[:, 0]
+    for row, (title, arms) in zip(rows, parts, strict=True):
+        row.suptitle(title)
+        left, right = row.subfigures(1, 2, width_ratios=(5, 2))
+        panels = left.subplots(1, 2, sharey=True)
+        for index, (label, arm) in enumerate(arms.items()):
+            own = [run for run in runs if run.arm == arm]
+            for domain, panel in enumerate(panels):
+                if own:
+                    curve = np.array([run.measurements["accuracy"][domain] for run in own]).mean(0)
+                    panel.plot(np.linspace(0, 2, len(curve)), curve, "-o", ms=3, color=f"C{index}", label=label)
+                    panel.set_title(own[0].measurements["domains"][domain], fontsize="medium")
+        for panel in panels:
+            panel.axvline(1, color="black", lw=0.8, ls=":")
+            panel.set(xlabel="tasks learnt", ylim=(0, 1.02))
+        panels[0].set(ylabel="test accuracy")
+        panels[0].legend(fontsize="small")
+        grids: Sequence[str] = next(
+            (r.measurements["grids"] for r in runs if r.arm == next(iter(arms.values())) and r.measurements["grids"]),
+            [],
+        )
+        if grids:
+            draw_grids(right, grids, f"replayed, {next(iter(arms))}")
+    return fig
+
+
+def draw_grids(figure: Any, grids: Sequence[str], titles: Sequence[str]) -> None:
+    """Draw images that `benchmarks.replay.png` made, side by side."""
     import base64
     import io
 
     import numpy as np
     from PIL import Image
 
-    for k, (axes, text) in enumerate(
-        zip(figure.subplots(1, len(grids), squeeze=False)[0], grids, strict=True), start=1
-    ):
+    for axes, text, title in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids, titles, strict=True):
         axes.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))), cmap="gray")
-        axes.set_title(title.format(k), fontsize="small")
+        axes.set_title(title, fontsize="small")
         axes.axis("off")

@@ -34,7 +34,14 @@ from avl_plugins.dgr.wgan_gp import WGANGP
 from avl_plugins.metrics import replay_metrics
 from benchmarks.experiment import Context
 from benchmarks.models import optimizer
-from benchmarks.training import Training, accuracy_matrix, default_plugins, make_evaluator, train_stream
+from benchmarks.training import (
+    Training,
+    accuracy_curves,
+    accuracy_matrix,
+    default_plugins,
+    make_evaluator,
+    train_stream,
+)
 
 ARMS = ("gr", "vae", "er", "noise", "none", "avalanche")
 
@@ -70,23 +77,45 @@ def make_vae(shape: Sequence[int], settings: Any, *, fully_connected: bool) -> V
     return VAE(encoder=encoder, decoder=decoder, latent=settings.latent)
 
 
-def make_plugin(arm: str, shape: Sequence[int], settings: Any, *, fully_connected: bool) -> DGRPlugin | None:
-    """Make the arm's plugin; None for "none".
+class UntilLastTask(DGRPlugin):
+    """Deep Generative Replay that makes no scholar of the last task, as nobody will learn from it.
+
+    Args:
+        tasks: Experiences in all.
+        **options: of `DGRPlugin`.
+    """
+
+    def __init__(self, tasks: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.tasks_in_all = tasks
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Make the scholar, or drop it."""
+        if strategy.experience.current_experience + 1 < self.tasks_in_all:
+            super().after_training_exp(strategy, **kwargs)
+        else:
+            self.scholar = None
+
+
+def make_plugin(
+    arm: str, shape: Sequence[int], settings: Any, *, fully_connected: bool, tasks: int, **options: Any
+) -> DGRPlugin | None:
+    """Make the arm's plugin, with further options of `DGRPlugin`; None for "none".
 
     Raises:
         ValueError: If there is no such arm.
     """
     if arm == "none":
         return None
-    options: dict[str, Any] = {"labels": settings.labels, "chunk": settings.batch_size * 16}
+    options["chunk"] = settings.batch_size * 16
     if arm in ("er", "noise"):
-        return DGRPlugin(replay={"er": "exact", "noise": "noise"}[arm], **options)  # type: ignore[arg-type]
+        return UntilLastTask(tasks, replay={"er": "exact", "noise": "noise"}[arm], **options)
     if arm not in ("gr", "vae"):
         raise ValueError(f"arm {arm!r}: expected one of {', '.join(ARMS)}")
     make = make_gan if arm == "gr" else make_vae
     generator: Any = make(shape, settings, fully_connected=fully_connected)
     iterations = settings.gan_iterations if arm == "gr" else settings.vae_iterations
-    return DGRPlugin(generator=generator, generator_iterations=iterations, **options)
+    return UntilLastTask(tasks, generator=generator, generator_iterations=iterations, **options)
 
 
 def train_arm(
@@ -98,6 +127,7 @@ def train_arm(
     *,
     shape: Sequence[int],
     fully_connected: bool,
+    each_epoch: bool = False,
 ) -> dict[str, Any]:
     """Train an arm on all tasks and return what the tables need.
 
@@ -109,13 +139,17 @@ def train_arm(
         context: of the job.
         shape: (C, H, W) of an input.
         fully_connected: for the generators.
+        each_epoch: evaluate on all tasks after every epoch, not on those so far after each task.
 
     Returns:
-        "so_far": accuracy over all test images of the tasks so far after each; "matrix": by task; "grids": PNG images
-        of replayed inputs after each task, base64.
+        "so_far": accuracy over all test images of the tasks so far after each, and "matrix", by task; with
+        `each_epoch`, "accuracy", that of each task before training and after every epoch. "grids": PNG images of
+        replayed inputs after each task but the last, base64.
     """
     tasks = len(benchmark.train_stream)
-    plugin = make_plugin(arm, shape, settings, fully_connected=fully_connected) if arm != "avalanche" else None
+    plugin = None
+    if arm != "avalanche":
+        plugin = make_plugin(arm, shape, settings, fully_connected=fully_connected, tasks=tasks, labels=settings.labels)
     batches = -(-len(benchmark.train_stream[0].dataset) // settings.batch_size)
     options: dict[str, Any] = {
         "model": model,
@@ -124,6 +158,7 @@ def train_arm(
         "train_epochs": -(-settings.iterations // batches),
         "eval_mb_size": 1000,
         "device": context.device,
+        "eval_every": 1 if each_epoch else -1,
     }
     if arm == "avalanche":
         context = replace(context, checkpoint=None, resume=False)  # its plugins have no state_dict
@@ -132,15 +167,27 @@ def train_arm(
         metrics = replay_metrics(losses=arm in ("gr", "vae")) if plugin else []
         plugins = [*default_plugins(context, tasks), *([plugin] if plugin else [])]
         strategy = Training(**options, plugins=plugins, evaluator=make_evaluator(context, *metrics))
-    train_stream(strategy, benchmark, context, stream=settings.evaluate)
+    train_stream(strategy, benchmark, context, stream=settings.evaluate, each_epoch=each_epoch)
+    found: dict[str, Any] = {"grids": replayed_grids(strategy)}
+    if each_epoch:
+        curves = accuracy_curves(strategy, settings.evaluate)
+        return found | {"accuracy": [rounded(values) for _, values in curves.values()]}
     history = strategy.evaluator.get_all_metrics()
     stream = next(v for k, v in history.items() if k.startswith(f"Top1_Acc_Stream/eval_phase/{settings.evaluate}"))
+    matrix = accuracy_matrix(strategy, settings.evaluate)
+    return found | {"so_far": rounded(stream[1]), "matrix": [rounded(row) for row in matrix]}
+
+
+def replayed_grids(strategy: Any) -> list[str]:
+    """Return what `replay_metrics` drew after each task, as PNG images in base64."""
+    history = strategy.evaluator.get_all_metrics()
     images: Sequence[Any] = next((v[1] for k, v in history.items() if k.startswith("ReplayImages")), [])
-    return {
-        "so_far": [round(value, 5) for value in stream[1]],
-        "matrix": [[round(value, 5) for value in row] for row in accuracy_matrix(strategy, settings.evaluate)],
-        "grids": [png(image.image) for image in images],
-    }
+    return [png(image.image) for image in images]
+
+
+def rounded(values: Sequence[float]) -> list[float]:
+    """Five decimals, which say all about 10,000 images."""
+    return [round(value, 5) for value in values]
 
 
 class Normalise(SupervisedPlugin):
@@ -172,10 +219,11 @@ def avalanche_strategy(options: dict[str, Any], shape: Sequence[int], context: C
 
 
 def png(grid: Tensor) -> str:
-    """Return an image (3, H, W) in [0, 1] as a grey PNG in base64."""
+    """Return an image (3, H, W) in [0, 1] as a PNG in base64, a grey one where the channels are alike."""
     from PIL import Image
 
-    pixels = (grid.mean(0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    pixels = (grid.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    grey = bool((pixels == pixels[..., :1]).all())
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", optimize=True)
+    Image.fromarray((pixels[..., 0] if grey else pixels).numpy()).save(file, format="PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()

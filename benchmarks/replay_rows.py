@@ -19,6 +19,22 @@ def at_end(run: Run) -> float:
     return run.measurements["so_far"][-1]
 
 
+def old_before(run: Run) -> float:
+    """Accuracy on the first of two domains when it has been learnt."""
+    curve = run.measurements["accuracy"][0]
+    return curve[len(curve) // 2]
+
+
+def domain_at_end(run: Run, domain: int) -> float:
+    """Accuracy on a domain, 0 or 1, when both have been learnt."""
+    return run.measurements["accuracy"][domain][-1]
+
+
+def old_lost(run: Run) -> float:
+    """What learning the second domain costs on the first."""
+    return old_before(run) - domain_at_end(run, 0)
+
+
 def earlier_rows(
     runs: Sequence[Run], arms: Sequence[str], numbers: Mapping[str, Sequence[float]], metric: str
 ) -> list[Row]:

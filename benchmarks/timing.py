@@ -1,4 +1,4 @@
-"""Times side by side: alternatives that take turns, medians, and ratios with their targets."""
+"""Times side by side: alternatives that take turns, medians, ratios with their targets, and what is measured on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
+
+from avalanche.core import SupervisedPlugin
+
+from benchmarks.datasets import Arrays
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,24 @@ def timed(run: Callable[[], Any]) -> float:
     started = perf_counter()
     run()
     return perf_counter() - started
+
+
+class EpochTimer(SupervisedPlugin):
+    """Seconds of every training epoch, without what comes before and after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Start."""
+        self.started = perf_counter()
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Stop."""
+        self.seconds.append(perf_counter() - self.started)
+
+
+def few(arrays: Arrays, images: int = 1000) -> Arrays:
+    """The first training images only."""
+    return Arrays(arrays.x_train[:images], arrays.y_train[:images], arrays.x_test, arrays.y_test, arrays.name)

@@ -18,18 +18,21 @@ from avl_plugins import CheckpointEvery, InMemoryLoaderPlugin, Resumable, load_c
 from avl_plugins.loading import batches_in_memory
 from avl_plugins.metrics import capacity_metrics, chaudhry_forgetting_metrics
 from benchmarks.datasets import Arrays, cifar100, digits, mnist
+from benchmarks.domains import svhn
 from benchmarks.experiment import Context
 
 
 def load_arrays(name: str, context: Context) -> Arrays:
-    """Images of the data set `name`, "mnist", "cifar100" or "digits"; a ValueError names any other."""
+    """Images of the data set `name`, "mnist", "svhn", "cifar100" or "digits"; a ValueError names any other."""
     if name == "mnist":
         return mnist(context.data_root)
+    if name == "svhn":
+        return svhn(context.data_root)
     if name == "cifar100":
         return cifar100(context.data_root)
     if name == "digits":
         return digits()
-    raise ValueError(f"data must be 'mnist', 'cifar100' or 'digits', got {name!r}")
+    raise ValueError(f"data must be 'mnist', 'svhn', 'cifar100' or 'digits', got {name!r}")
 
 
 def make_evaluator(context: Context, *more_metrics: Any) -> EvaluationPlugin:

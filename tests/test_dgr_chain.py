@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks import scholars
 from benchmarks.experiment import Context
 from benchmarks.experiments import dgr_chain
 
@@ -15,7 +16,7 @@ def test_a_resumed_chain_ends_the_same(tmp_path, monkeypatch, arm, after):
     assert len(expected["accuracy"]) == 3
     assert len(expected["grids"]) == 2
     file = tmp_path / "chain"
-    learn, calls = dgr_chain.learn_solver, []
+    learn, calls = scholars.learn_solver, []
 
     def interrupted(*arguments):
         if len(calls) == after:
@@ -23,16 +24,16 @@ def test_a_resumed_chain_ends_the_same(tmp_path, monkeypatch, arm, after):
         calls.append(1)
         learn(*arguments)
 
-    monkeypatch.setattr(dgr_chain, "learn_solver", interrupted)
+    monkeypatch.setattr(scholars, "learn_solver", interrupted)
     with pytest.raises(KeyboardInterrupt):
         dgr_chain.measure(settings, arm, 0, Context(checkpoint=file))
-    monkeypatch.setattr(dgr_chain, "learn_solver", learn)
+    monkeypatch.setattr(scholars, "learn_solver", learn)
     torch.manual_seed(99)
     assert dgr_chain.measure(settings, arm, 0, Context(checkpoint=file, resume=True)) == expected
 
 
 def test_all_but_the_first_learn_from_samples_alone(monkeypatch):
     seen = []
-    monkeypatch.setattr(dgr_chain, "learn_solver", lambda solver, teacher, *rest: seen.append(teacher))
+    monkeypatch.setattr(scholars, "learn_solver", lambda solver, teacher, *rest: seen.append(teacher))
     dgr_chain.measure(dgr_chain.EXPERIMENT.scales["smoke"], "vae", 0, Context())
     assert [teacher is None for teacher in seen] == [True, False, False]

@@ -59,7 +59,7 @@ class VAE(RangedGenerator):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         self.encoder, self.decoder = encoder, decoder
         self.latent, self.batch_size = latent, batch_size
-        self.optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=lr)
+        self.optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=lr, fused=True)
         self.steps = 0
 
     def negative_elbo(self, u: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

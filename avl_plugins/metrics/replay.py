@@ -14,6 +14,7 @@ from torchvision.utils import make_grid
 
 from avl_plugins.dgr.frechet import frechet_distance, small_classifier
 from avl_plugins.dgr.plugin import DGRPlugin
+from avl_plugins.dgr.scholar import Scholar
 from avl_plugins.metrics._plugins import find_plugin
 from avl_plugins.tensors import dataset_tensors
 
@@ -86,6 +87,15 @@ class _AfterScholar(PluginMetric[Any]):
         """Say early that there is nothing to measure."""
         find_plugin(strategy, DGRPlugin, "replay_metrics")
 
+    def after_training_exp(self, strategy: Any) -> Any:
+        """Measure, where there is a scholar."""
+        plugin = find_plugin(strategy, DGRPlugin, "replay_metrics")
+        return None if plugin.scholar is None else self.measure(strategy, plugin, plugin.scholar)
+
+    def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> MetricValue | list[MetricValue]:
+        """Return the metric's values."""
+        raise NotImplementedError
+
     def _log(self, strategy: Any, value: Any, name: str | None = None, x: int | None = None) -> MetricValue:
         full = get_metric_name(name or self.name, strategy, add_experience=False, add_task=False)
         return MetricValue(self, full, value, strategy.clock.train_iterations if x is None else x)
@@ -103,9 +113,9 @@ class ReplayImages(_AfterScholar):
         super().__init__()
         self.shape = None if shape is None else tuple(shape)
 
-    def after_training_exp(self, strategy: Any) -> MetricValue:
+    def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> MetricValue:
         """Draw the grid."""
-        x = _replayed(strategy, 64)
+        x = scholar.source(64, _generator())
         x = x if self.shape is None else x.reshape(len(x), *self.shape)
         if x.dim() != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"shape: replayed inputs have the shape {tuple(x.shape[1:])}; pass an image's (C, H, W)")
@@ -122,10 +132,9 @@ class ReplayClasses(_AfterScholar):
         super().__init__()
         self.classifier, self.samples = classifier, samples
 
-    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
+    def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> list[MetricValue]:
         """Count."""
-        plugin = find_plugin(strategy, DGRPlugin, "replay_metrics")
-        answers = plugin.scholar.sample(self.samples, _generator(), device=strategy.device)  # type: ignore[union-attr]
+        answers = scholar.sample(self.samples, _generator(), device=strategy.device)
         found = answers.heads[0][1] if self.classifier is None else self.classifier(answers.x)
         labels = found.argmax(1) if found.dim() == 2 else found
         self.value = {c: float((labels == c).float().mean()) for c in plugin.classes}
@@ -147,9 +156,9 @@ class GeneratorLosses(_AfterScholar):
         super().reset()
         self.iterations = 0
 
-    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
+    def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> list[MetricValue]:
         """Log the losses of this experience."""
-        self.value = find_plugin(strategy, DGRPlugin, "replay_metrics").generator_losses
+        self.value = plugin.generator_losses
         logged, length = [], 0
         for name, values in self.value.items():
             length = max(length, len(values))
@@ -171,7 +180,7 @@ class ReplayDistance(_AfterScholar):
         super().__init__()
         self.samples = samples
 
-    def after_training_exp(self, strategy: Any) -> MetricValue:
+    def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> MetricValue:
         """Train the classifier, and measure."""
         number = strategy.experience.current_experience
         stream = strategy.experience.origin_stream[: number + 1]
@@ -183,14 +192,9 @@ class ReplayDistance(_AfterScholar):
         y = torch.cat([c[1] + (width * k if several else 0) for k, c in enumerate(columns)])
         features = small_classifier(x, y)
         rows = torch.randperm(len(x), generator=_generator())[: self.samples]
-        self.value = frechet_distance(features(x[rows]), features(_replayed(strategy, self.samples).cpu()))
+        self.value = frechet_distance(features(x[rows]), features(scholar.source(self.samples, _generator()).cpu()))
         return self._log(strategy, self.value)
 
 
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(SEED)
-
-
-def _replayed(strategy: Any, n: int) -> Tensor:
-    scholar: Any = find_plugin(strategy, DGRPlugin, "replay_metrics").scholar
-    return scholar.source(n, _generator())

@@ -10,7 +10,7 @@ Deviations: architectures and iterations, which the paper does not give.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,6 @@ from benchmarks.table import mean_row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from benchmarks.datasets import Arrays
 
 ARMS = ("gr", "vae")
 
@@ -72,6 +70,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     from avl_plugins.dgr.scholar import Solver
     from benchmarks.models import image_mlp
     from benchmarks.replay import make_gan, make_vae, png
+    from benchmarks.scholars import accuracy_on_test, learn_generator, learn_solver
     from benchmarks.training import load_arrays
 
     torch.manual_seed(seed)
@@ -106,52 +105,6 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
                 write_atomically(context.checkpoint, file.getvalue())
         teacher = Scholar(generator.sample, Solver(solver, classes=range(arrays.n_classes)))
     return {"accuracy": saved["accuracy"], "grids": saved["grids"]}
-
-
-def learn_solver(solver: Any, teacher: Any, arrays: Arrays, settings: Settings) -> None:
-    """Train a solver on a teacher's samples and answers, or on the data where there is no teacher."""
-    import torch
-
-    optimizer = torch.optim.Adam(solver.parameters(), lr=settings.lr)
-    if teacher is not None:
-        teacher.teach(solver, optimizer, iterations=settings.iterations, batch_size=settings.batch_size)
-        return
-    device = next(solver.parameters()).device
-    for _ in range(settings.iterations):
-        rows = torch.randint(len(arrays.y_train), (settings.batch_size,))
-        optimizer.zero_grad()
-        answers = solver(images_of(arrays.x_train[rows.numpy()]).to(device))
-        torch.nn.functional.cross_entropy(answers, torch.from_numpy(arrays.y_train)[rows].to(device)).backward()
-        optimizer.step()
-
-
-def learn_generator(generator: Any, teacher: Any, arrays: Arrays, steps: int, device: str) -> Iterator[int]:
-    """Train a generator on a teacher's samples, or on the data; yields the number of every step."""
-    import torch
-
-    for step in range(steps):
-        if teacher is None:
-            x = images_of(arrays.x_train[torch.randint(len(arrays.y_train), (generator.batch_size,)).numpy()])
-        else:
-            x = teacher.source(generator.batch_size, None)
-        generator.fit_batch(x.to(device), None, 1.0)
-        yield step
-
-
-def accuracy_on_test(solver: Any, arrays: Arrays) -> float:
-    """Accuracy on the test images."""
-    import torch
-
-    with torch.no_grad():
-        answers = solver.eval()(images_of(arrays.x_test).to(next(solver.parameters()).device))
-    return float((answers.argmax(1).cpu() == torch.from_numpy(arrays.y_test)).float().mean())
-
-
-def images_of(pixels: Any) -> Any:
-    """Images (N, H, W) uint8 as tensors (N, 1, H, W) in [0, 1]."""
-    import torch
-
-    return torch.from_numpy(pixels)[:, None].float() / 255
 
 
 def accuracy_of(run: Run, scholar: int) -> float:
@@ -208,7 +161,7 @@ def figure(runs: Sequence[Run]) -> Figure:
     panel.set(xlabel="solver in the chain", ylabel="MNIST test accuracy")
     panel.legend(fontsize="small")
     if grids:
-        draw_grids(bottom, grids, "generator {}")
+        draw_grids(bottom, grids, [f"generator {k + 1}" for k in range(len(grids))])
     return fig
 
 
