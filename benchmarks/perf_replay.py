@@ -1,7 +1,8 @@
 """Speed of generative replay beside Avalanche's, and of a WGAN-GP's iterations.
 
-The solver is dgr-classes': 784-400-400-10 with Adam, and a batch has 128 images and as many replayed ones. For the comparison both generators
-are variational autoencoders with the layers and the two latent dimensions of Avalanche's default.
+The solver is dgr-classes': 784-400-400-10 with Adam, and a batch has 128 images and as many replayed ones. For the
+comparison both generators are variational autoencoders with the layers and the two latent dimensions of Avalanche's
+default.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from benchmarks.domains import domain_pair, in_turn, on_photographs, padded, svh
 
 @pytest.fixture
 def svhn_files(tmp_path, monkeypatch):
-    """Small files in SVHN's format, H x W x C x N with the label 10 for the digit 0, which torchvision takes as whole."""
+    """Small files in SVHN's format, H x W x C x N and label 10 for the digit 0, which torchvision takes as whole."""
     random = np.random.default_rng(0)
     images = {}
     for part, n in (("train", 5), ("test", 3)):
@@ -86,7 +86,7 @@ def test_domains_in_turn():
     plain, negative = domain_pair("digits-negative", "unused")
     benchmark = in_turn(plain, negative, seed=1, validation=100, task_labels=True)
     first, second = benchmark.train_stream
-    x, y, t = second.dataset[0]
+    x, _, t = second.dataset[0]
     assert (x.shape, t, first.dataset[0][2]) == ((1, 8, 8), 1, 0)
     assert len(first.dataset) == len(second.dataset) == len(plain.y_train) - 100
     assert [len(e.dataset) for e in benchmark.streams["valid"]] == [100, 100]
@@ -96,7 +96,7 @@ def test_domains_in_turn():
 
 
 def test_bad_domains(tmp_path):
-    with pytest.raises(ValueError, match="domain must be one of svhn, mnist-negative, mnist-m, .* got 'usps'"):
+    with pytest.raises(ValueError, match=r"domain must be one of svhn, mnist-negative, mnist-m, .* got 'usps'"):
         domain_pair("usps", tmp_path)
     plain = digits()
     with pytest.raises(ValueError, match="images of digits and larger have different shapes"):
