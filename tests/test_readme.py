@@ -28,6 +28,9 @@ def test_python_runs_as_printed(number, tmp_path, monkeypatch):
         with torch.no_grad():
             right = (names["deployed"](torch.stack(x)).argmax(1) == torch.tensor(y)).float().mean()
         assert float(right) == pytest.approx(kept)
+    if "replayed" in names:
+        assert metrics["Top1_Acc_Stream/eval_phase/test_stream/Task000"] > 0.85, "about 90 %, it says"
+        assert names["replayed"].shape == (64, 64)
     assert names
 
 
