@@ -60,6 +60,7 @@ def make_gan(shape: Sequence[int], settings: Any, *, fully_connected: bool) -> W
         critic=critic,
         latent=settings.latent,
         samples=settings.gan_batch,
+        critic_steps=settings.critic_steps,
         penalty_every=settings.penalty_every,
         lr=settings.gan_lr,
         average=settings.average or None,

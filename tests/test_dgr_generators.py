@@ -173,15 +173,18 @@ def test_training_the_generator_leaves_no_gradient_in_the_critic():
 
 
 def test_moving_average_of_the_generator():
-    """Samples come from w <- d w + (1 - d) w_t, and BatchNorm's statistics with them."""
-    gan = make_gan(average=0.9)
-    name = "0.weight"
-    expected = None
-    for step in range(4):
+    """Samples come from w <- d w + (1 - d) w_t, d at first (1 + t) / (10 + t), and BatchNorm's statistics with them."""
+    gan = make_gan(average=0.3)
+    names = ("0.weight", "2.running_mean")
+    expected = {}
+    for step in range(5):
         gan.fit_batch(torch.rand(40, *SHAPE), None, 1.0)
-        now = dict(gan.generator.named_parameters())[name].detach()
-        expected = now.clone() if step == 0 else 0.9 * expected + 0.1 * now
-    torch.testing.assert_close(dict(gan.averaged.module.named_parameters())[name], expected)
+        decay = (0, 2 / 11, 3 / 12, 0.3, 0.3)[step]
+        state = gan.generator.state_dict()
+        expected = {n: decay * expected.get(n, 0) + (1 - decay) * state[n] for n in names}
+    for name in names:
+        torch.testing.assert_close(gan.averaged.module.state_dict()[name], expected[name])
+    assert gan.averaged.module.state_dict()["2.num_batches_tracked"] == state["2.num_batches_tracked"]
     plain, averaged = copy.deepcopy(gan), gan
     plain.averaged = None
     z = torch.Generator().manual_seed(0)

@@ -1,11 +1,11 @@
 """WGAN-GP (Gulrajani et al. 2017, arXiv:1704.00028), the generator of Shin et al. 2017, trained batch by batch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from avl_plugins.dgr.generator import RangedGenerator, check_samples
 
@@ -30,6 +30,19 @@ def gradient_penalty(critic: nn.Module, one: Tensor, other: Tensor, mixing: Tens
     x = (weight * one + (1 - weight) * other).requires_grad_(True)
     (slope,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
     return (slope.flatten(1).norm(2, dim=1) - 1).square().mean()
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    @torch.no_grad()
+    def update(averaged: Any, current: Any, n: Any) -> None:
+        weight = 1 - min(decay, (1 + int(n)) / (10 + int(n)))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value.to(mean.dtype), weight)
+            else:  # BatchNorm's count of batches
+                mean.copy_(value)
+
+    return update
 
 
 class WGANGP(RangedGenerator):
@@ -58,7 +71,8 @@ class WGANGP(RangedGenerator):
         lr: Learning rate of both Adams; 1e-4 there.
         betas: Of both; (0.5, 0.9) there.
         average: Decay of an exponential moving average of the generator's weights, which samples then come from; None
-            for none.
+            for none. In the n-th iteration it is (1 + n) / (10 + n) where that is smaller, so that the weights it began
+            with do not linger.
 
     Raises:
         ValueError: If an argument is out of range; in `fit_batch`, if the data are outside the range; in `sample`,
@@ -105,7 +119,7 @@ class WGANGP(RangedGenerator):
         self.averaged = (
             None
             if average is None
-            else AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(average), use_buffers=True)
+            else AveragedModel(generator, multi_avg_fn=_moving_average(average), use_buffers=True)
         )
         options: dict[str, Any] = {"lr": lr, "betas": betas, "fused": True}  # the same numbers, in one pass
         self.optimizers = {

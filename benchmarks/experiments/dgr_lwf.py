@@ -63,8 +63,10 @@ class Settings:
     """Feature maps of the generators at half the image's size, twice as many at a quarter."""
     gan_batch: int = 64
     """Images in a batch of the critic."""
+    critic_steps: int = 2
+    """Critic steps for a generator step; the paper of WGAN-GP has 5."""
     gan_iterations: int = 2000
-    """Generator iterations after the first task, with five critic steps each."""
+    """Generator iterations after the first task."""
     gan_lr: float = 5e-4
     """Learning rate of the WGAN-GP."""
     penalty_every: int = 1
@@ -181,6 +183,8 @@ EXPERIMENT = Experiment(
             gan_iterations=20000,
             vae_iterations=10000,
             average=0.9999,
+            critic_steps=5,
+            gan_lr=1e-4,
         ),
     },
     minutes={"smoke": 0.3, "cpu": 15, "paper": 400},

@@ -56,9 +56,11 @@ class Settings:
     """Units in each of the two hidden layers of the WGAN-GP's networks."""
     gan_batch: int = 64
     """Images in a batch of the critic."""
-    gan_iterations: int = 3000
-    """Generator iterations after each task, with five critic steps each."""
-    gan_lr: float = 2e-4
+    critic_steps: int = 2
+    """Critic steps for a generator step; the paper of WGAN-GP has 5."""
+    gan_iterations: int = 2000
+    """Generator iterations after each task."""
+    gan_lr: float = 5e-4
     """Learning rate of the WGAN-GP."""
     penalty_every: int = 1
     """Critic steps from one gradient penalty to the next."""
@@ -159,7 +161,14 @@ EXPERIMENT = Experiment(
         ),
         "cpu": Settings(),
         "paper": Settings(
-            width=1000, iterations=5000, units=1024, gan_iterations=20000, vae_iterations=10000, average=0.9999
+            width=1000,
+            iterations=5000,
+            units=1024,
+            gan_iterations=20000,
+            vae_iterations=10000,
+            average=0.9999,
+            critic_steps=5,
+            gan_lr=1e-4,
         ),
     },
     minutes={"smoke": 0.3, "cpu": 40, "paper": 400},
