@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from avl_plugins import ProgressiveNetwork
+from avl_plugins._task_network import MASK
 from avl_plugins.progressive.adapters import reduced_width
-from avl_plugins.progressive.column import MASK
 
 KINDS = ["mlp", "linear", None]
 

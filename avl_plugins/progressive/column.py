@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avl_plugins._task_network import MASK
 from avl_plugins.progressive.adapters import CONVOLUTIONS, Laterals, Source
 
-__all__ = ["MASK", "Column", "Stage"]
+__all__ = ["Column", "Stage"]
 
 Tap = Callable[[int, Tensor], Tensor]
-MASK = -1e4
-"""Logit of a class that a task does not have: its probability is exactly 0, and it fits into float16."""
 
 
 class Stage(nn.Module):

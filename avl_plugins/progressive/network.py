@@ -7,19 +7,18 @@ from copy import deepcopy
 from typing import Any, Self
 
 import torch
-from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
 from avl_plugins._labels import (
     check_labels_differ,
     class_labels,
     experience_classes,
-    experience_labels,
     task_label,
 )
 from avl_plugins._model_state import undo_for_model
+from avl_plugins._task_network import TaskNetwork
 from avl_plugins.progressive.adapters import Adapter, Laterals, concatenated, feature_dim
-from avl_plugins.progressive.column import MASK, Column
+from avl_plugins.progressive.column import Column
 from avl_plugins.progressive.fresh import ColumnMaker
 from avl_plugins.progressive.frozen import FrozenFeatures
 from avl_plugins.progressive.single_task import SingleTaskNetwork, Tap, run_columns
@@ -28,7 +27,7 @@ from avl_plugins.progressive.state import grow_to, shape_of
 __all__ = ["ProgressiveNetwork"]
 
 
-class ProgressiveNetwork(MultiTaskModule):
+class ProgressiveNetwork(TaskNetwork):
     """Progressive network of Rusu et al. 2016 (arXiv:1606.04671), for any column of linear and convolutional layers.
 
     Column k computes, at depth i, h_i^k = f(W_i^k h_{i-1}^k + lateral_i^k(h_{i-1}^1, ..., h_{i-1}^{k-1})) (sec. 2). The
@@ -86,19 +85,14 @@ class ProgressiveNetwork(MultiTaskModule):
         retrain: bool = False,
         unseen: str = "constant",
     ) -> None:
-        super().__init__()
-        if unseen not in ("constant", "raise"):
-            raise ValueError(f'unseen: expected "constant" or "raise", got {unseen!r}')
+        super().__init__(unseen=unseen)
         self.laterals = Laterals(adapter, reduction, alpha_init)
         self.retrain = retrain
-        self.unseen = unseen
-        self.training_on: tuple[int, int] | None = None
-        """Task label and number of the experience that is being trained on; None when its training is complete."""
-        self._unseen_classes: dict[int, int] = {}
-        self._warned: set[int] = set()
         self._given: FrozenFeatures | None = None
         self._make = ColumnMaker(column, features)
         self.columns = nn.ModuleList([self._make(0)])
+
+    part = "column"
 
     @property
     def adapter(self) -> Adapter | None:
@@ -148,27 +142,16 @@ class ProgressiveNetwork(MultiTaskModule):
 
     def adaptation(self, experience: Any) -> None:
         """In training, add a column for a new task label; in evaluation, change nothing."""
-        labels = experience_labels(experience)
-        if not self.training:
-            for label in set(labels) - set(self.labels):
-                self._unseen_classes[label] = max(experience_classes(experience), default=0) + 1
+        label = self.start_task(experience)
+        if label is None:
             return
-        if len(labels) != 1:
-            raise ValueError(f"a column serves one task, and the experience has the task labels {labels}")
-        label, number = labels[0], getattr(experience, "current_experience", 0)
-        if self.training_on == (label, number):
-            return  # its training goes on, from a checkpoint or after an interruption
         if label in self.labels:
             self._train_again(label, experience_classes(experience))
         else:
             if not self.labels and not self.retrain:
                 check_labels_differ(experience)
             self.add_column(label, experience_classes(experience))
-        self.training_on = (label, number)
-
-    def finish_task(self) -> None:
-        """Note that the training on the latest experience is complete; `ProgressivePlugin` calls it."""
-        self.training_on = None
+        self.note_training_on(label, experience)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen columns stay in evaluation mode."""
@@ -177,21 +160,6 @@ class ProgressiveNetwork(MultiTaskModule):
             if column.frozen:
                 column.eval()
         return self
-
-    def forward(self, x: Tensor, task_labels: Any) -> Any:
-        """Return the logits for a task label, or for one a sample; with None, those of all tasks, as a dict."""
-        if task_labels is None:
-            return self.forward_all_tasks(x)
-        if not isinstance(task_labels, Tensor):
-            return self.forward_single_task(x, task_label(task_labels))
-        labels: list[int] = torch.unique(task_labels).tolist()
-        if len(labels) == 1:
-            return self.forward_single_task(x, labels[0])
-        places = [(task_labels == label).nonzero().squeeze(1) for label in labels]
-        parts = [self.forward_single_task(x[place], label) for place, label in zip(places, labels, strict=True)]
-        width = max(part.shape[1] for part in parts)
-        logits = torch.cat([nn.functional.pad(part, (0, width - part.shape[1]), value=MASK) for part in parts])
-        return logits[torch.cat(places).argsort()]
 
     def forward_single_task(self, x: Tensor, task_label: int, tap: Tap | None = None) -> Tensor:
         """Return the logits (B, classes of the task's head).
@@ -203,7 +171,7 @@ class ProgressiveNetwork(MultiTaskModule):
                 frozen columns are part of the graph, without it they run without gradients.
         """
         if task_label not in self.labels:
-            return self._constant(x, task_label)
+            return self.constant_logits(x, task_label)
         index = self.labels.index(task_label)
         column = self._columns()[index]
         if self.adapter is None:  # it reads nothing from the others
@@ -212,16 +180,12 @@ class ProgressiveNetwork(MultiTaskModule):
             *earlier, own = self.features(x, task_label, tap)
         return column.logits(own, earlier)
 
-    def forward_all_tasks(self, x: Tensor) -> dict[int, Tensor]:
-        """Return the logits of every task by its label."""
-        return {label: self.forward_single_task(x, label) for label in self.labels}
-
     def features(self, x: Tensor, label: int, tap: Tap | None = None) -> list[list[Tensor]]:
         """Return h_i^j by column j, up to that of the task, and depth i.
 
         Inside `given_features`, in training, the earlier columns are not computed: one list stands for all of them.
         """
-        columns = self._columns()[: self._index(label) + 1]
+        columns = self._columns()[: self.index_of(label) + 1]
         if self._given is None or tap is not None or not self.training or columns[-1] is not self.columns[-1]:
             return run_columns(columns, x, tap)
         given = self._given.of(x)
@@ -249,7 +213,7 @@ class ProgressiveNetwork(MultiTaskModule):
 
     def parameters_of(self, label: int) -> dict[str, int]:
         """Return the number of a task's own parameters: "column" with the head, and "lateral", its adapters."""
-        column = self._columns()[self._index(label)]
+        column = self._columns()[self.index_of(label)]
         total = sum(p.numel() for p in column.parameters())
         laterals = [stage.lateral for stage in (*column.stages, column.head) if stage.lateral is not None]
         lateral = sum(p.numel() for adapter in laterals for p in adapter.parameters())
@@ -257,7 +221,7 @@ class ProgressiveNetwork(MultiTaskModule):
 
     def to_single_task(self, label: int) -> SingleTaskNetwork:
         """Return what one task needs as a plain module, x -> logits, in evaluation mode; a copy."""
-        index = self._index(label)
+        index = self.index_of(label)
         columns = self._columns()[index if self.adapter is None else 0 : index + 1]
         return SingleTaskNetwork(deepcopy(columns)).eval()
 
@@ -281,18 +245,13 @@ class ProgressiveNetwork(MultiTaskModule):
     def _columns(self) -> list[Column]:
         return list(self.columns)  # type: ignore[arg-type]
 
-    def _index(self, label: int) -> int:
-        if label not in self.labels:
-            raise ValueError(f"label: no column has been trained on task {label}; the tasks so far are {self.labels}")
-        return self.labels.index(label)
-
     def _train_again(self, label: int, classes: Sequence[int]) -> None:
         if not self.retrain:
             raise ValueError(
                 f"task {label} has a column, which has been trained; pass retrain=True to ProgressiveNetwork to train "
                 "it again. If these are different tasks, build the benchmark with task_labels=True"
             )
-        index = self._index(label)
+        index = self.index_of(label)
         head = self._columns()[index].classes
         if not set(classes) <= set(head):
             raise ValueError(
@@ -309,15 +268,3 @@ class ProgressiveNetwork(MultiTaskModule):
             column.freeze()
         self._columns()[index].freeze(False)
         self._columns()[index].train(self.training)
-
-    def _constant(self, x: Tensor, label: int) -> Tensor:
-        if self.unseen == "raise" or self.training:
-            self._index(label)
-        if label not in self._warned:
-            self._warned.add(label)
-            warnings.warn(
-                f"task {label} has not been trained on yet: its logits are constant, its accuracy means nothing",
-                stacklevel=2,
-            )
-        first = next(self.parameters())
-        return first.new_zeros(len(x), self._unseen_classes.get(label, max(self.max_class_label, 1)))
