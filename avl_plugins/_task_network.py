@@ -1,6 +1,7 @@
 """What networks with a part for each task have in common: labels, batches of several tasks, tasks not seen yet."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from avalanche.models import MultiTaskModule
 from torch import Tensor
 
 from avl_plugins._labels import experience_classes, experience_labels, task_label
+from avl_plugins._model_state import undo_for_model
 
 __all__ = ["MASK", "TaskNetwork"]
 
@@ -90,6 +92,15 @@ class TaskNetwork(MultiTaskModule):
     def forward_all_tasks(self, x: Tensor) -> dict[int, Tensor]:
         """Return the logits of every task by its label."""
         return {label: self.forward_single_task(x, label) for label in self.labels}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Grow to the shape of the state and fill it; where it does not fit, the network stays as it was."""
+        undo = undo_for_model(self)
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except Exception:
+            undo()
+            raise
 
     def index_of(self, label: int) -> int:
         """Return the number of a task, from 0; a ValueError where it has not been trained on."""

@@ -1,7 +1,7 @@
 """Progressive networks: a column for each task, with lateral connections from the frozen ones before it."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Self
@@ -15,7 +15,6 @@ from avl_plugins._labels import (
     experience_classes,
     task_label,
 )
-from avl_plugins._model_state import undo_for_model
 from avl_plugins._task_network import TaskNetwork
 from avl_plugins.progressive.adapters import Adapter, Laterals, concatenated, feature_dim
 from avl_plugins.progressive.column import Column
@@ -224,15 +223,6 @@ class ProgressiveNetwork(TaskNetwork):
         index = self.index_of(label)
         columns = self._columns()[index if self.adapter is None else 0 : index + 1]
         return SingleTaskNetwork(deepcopy(columns)).eval()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Grow to the columns of the state and fill them; where it does not fit, the network stays as it was."""
-        undo = undo_for_model(self)
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        except Exception:
-            undo()
-            raise
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the tasks of the columns."""

@@ -1,0 +1,233 @@
+"""Dynamically expandable networks: layers that grow, a head for each task, and inference by time stamps."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from avl_plugins._labels import check_labels_differ, class_labels, experience_classes, task_label
+from avl_plugins._task_network import TaskNetwork
+from avl_plugins.den.layers import GrowingLayer, cut
+from avl_plugins.den.stand_in import StandIn, make_stand_in
+
+__all__ = ["DynamicallyExpandableNetwork"]
+
+
+class DynamicallyExpandableNetwork(TaskNetwork):
+    """Network of Yoon et al. 2018 (arXiv:1708.01547): hidden layers that grow units, and a head for each task.
+
+    Every unit has a stamp, the number of the task that made it. For task t only units stamped t or earlier are
+    used, and the connections between them, so that units of later tasks do not disturb it: its outputs are the same,
+    bit for bit, right after any growth, and after training of new units alone. Old units that later tasks retrain are
+    used with their new weights.
+
+    A new task label seen in training (`adaptation`, which Avalanche calls) makes a head, `DENPlugin` does the rest.
+    Evaluation changes nothing.
+
+    Args:
+        body: Layers without the output head, `nn.Sequential(nn.Linear(784, 312), nn.ReLU(), ...)`: `Linear` and
+            `Conv2d` with activations, pooling, dropout and flatten between them. A copy of it is used.
+        features: Number of features that a head reads, where the last layer is a convolution.
+        head: "multiclass", a logit for each class; "one-vs-rest", the same for `one_vs_rest_loss`; "binary", one logit
+            for classes 0 and 1.
+        stamps: Use only units of the task and those before; False: all, the paper's DEN-No-Stamp.
+        unseen: What to do in evaluation for a task label never trained on: "constant" logits, with a warning for
+            each label, or "raise" a ValueError.
+
+    Shapes:
+        input (B, ...) and task labels, an int or (B,); output (B, outputs of the task's head). A batch of several tasks
+        gives (B, outputs of the largest head), and those that a task does not have are -1e4.
+
+    Raises:
+        TypeError: If `body` has layers that cannot grow.
+        ValueError: If an argument is out of range; in training, if an experience has no task label or several, its
+            label has been trained on, all experiences of the stream have the same one, or a binary head is to tell
+            more than two classes.
+
+    Attributes:
+        layers: The hidden layers.
+        heads: `Linear` by the task label as text.
+        stand_in: What a phase trains in the place of the layers, while it lasts; else None.
+    """
+
+    part = "head"
+
+    def __init__(
+        self,
+        body: nn.Sequential,
+        *,
+        features: int | None = None,
+        head: Literal["multiclass", "one-vs-rest", "binary"] = "multiclass",
+        stamps: bool = True,
+        unseen: str = "constant",
+    ) -> None:
+        super().__init__(unseen=unseen)
+        if head not in ("multiclass", "one-vs-rest", "binary"):
+            raise ValueError(f'head: expected "multiclass", "one-vs-rest" or "binary", got {head!r}')
+        before, layers = cut(deepcopy(body))
+        last = layers[-1]
+        if features is None and not isinstance(last.layer, nn.Linear):
+            raise ValueError(
+                "features: the body ends with a convolution; pass the number of features after its last module, which "
+                "the head reads"
+            )
+        features = last.units if features is None else features
+        if features < 1 or features % last.units:
+            raise ValueError(f"features: expected a multiple of the last layer's {last.units} units, got {features}")
+        self.head, self.use_stamps = head, stamps
+        self.head_positions = features // last.units
+        self.before = nn.Sequential(*before)
+        self.layers = nn.ModuleList(layers)
+        self.heads = nn.ModuleDict()
+        self.stand_in: StandIn | None = None
+        self.first_units = [layer.units for layer in layers]
+        """Units of the layers before anything was added: the base network's."""
+
+    @property
+    def labels(self) -> list[int]:
+        """Task labels in the order in which they were learnt."""
+        return [int(label) for label in self.heads]
+
+    @property
+    def hidden(self) -> list[GrowingLayer]:
+        """The hidden layers, as a list."""
+        return list(self.layers)  # type: ignore[arg-type]
+
+    @property
+    def stamp(self) -> int:
+        """Number of the latest task, from 1; 0 before the first."""
+        return len(self.heads)
+
+    def add_task(self, label: int, classes: int | Sequence[int]) -> nn.Linear:
+        """Add a head for the task `label`, which reads all units of the last layer.
+
+        Raises:
+            ValueError: If there is a head for `label`, there are no classes, or a binary head is to tell others than
+                0 and 1.
+            TypeError: If the labels are no integers.
+        """
+        label, wanted = task_label(label), class_labels(classes)
+        if label in self.labels:
+            raise ValueError(
+                f"label: there is a head for task {label} already, and it is not trained again; the tasks so far are "
+                f"{self.labels}. If these are different tasks, build the benchmark with task_labels=True"
+            )
+        if self.head == "binary" and not set(wanted) <= {0, 1}:
+            raise ValueError(f'head: "binary" tells the classes 0 and 1, and the task {label} has {wanted}')
+        outputs = 1 if self.head == "binary" else wanted[-1] + 1
+        head = nn.Linear(self.hidden[-1].units * self.head_positions, outputs)
+        self.heads[str(label)] = head.to(next(self.parameters()))
+        self.known_train_tasks_labels = set(self.labels)
+        self.max_class_label: int = max(self.max_class_label, wanted[-1] + 1)
+        return head
+
+    def head_of(self, label: int) -> nn.Linear:
+        """Return the head of a task."""
+        self.index_of(label)
+        return self.heads[str(label)]  # type: ignore[return-value]
+
+    def adaptation(self, experience: Any) -> None:
+        """In training, add a head for a new task label; in evaluation, change nothing."""
+        label = self.start_task(experience)
+        if label is None:
+            return
+        if not self.labels:
+            check_labels_differ(experience)
+        self.add_task(label, experience_classes(experience))
+        self.note_training_on(label, experience)
+
+    def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
+        """Return the logits (B, outputs of the task's head)."""
+        if task_label not in self.labels:
+            return self.constant_logits(x, task_label)
+        if self.stand_in is not None and task_label == self.labels[-1]:
+            return self.stand_in(self.before(x))
+        head = self.head_of(task_label)
+        return head(self.features(x, task_label)[:, : head.in_features])
+
+    def features(self, x: Tensor, label: int) -> Tensor:
+        """Return what the head of a task reads, (B, features)."""
+        stamp = self.index_of(label) + 1 if self.use_stamps else float("inf")
+        h, below = self.before(x), None
+        for layer in self.hidden:
+            units = layer.units_until(stamp)
+            h = layer(h, *layer.block(units, below))
+            below = units
+        return h.flatten(1)
+
+    def to_single_task(self, label: int) -> nn.Sequential:
+        """Return what one task needs as a plain module, x -> logits, in evaluation mode; a copy."""
+        stamp = self.index_of(label) + 1 if self.use_stamps else float("inf")
+        parts: list[nn.Module] = [*deepcopy(self.before)]
+        below = None
+        for own in self.hidden:
+            layer = deepcopy(own)
+            below, (weight, bias) = layer.units_until(stamp), layer.block(layer.units_until(stamp), below)
+            layer.set_tensors(weight.clone(), None if bias is None else bias.clone(), layer.stamps[:below])
+            parts += [layer.layer, *layer.after]
+        own_head = self.head_of(label)
+        head = nn.Linear(below * self.head_positions, own_head.out_features).to(own_head.weight)  # type: ignore[operator]
+        with torch.no_grad():
+            head.weight.zero_()[:, : own_head.in_features] = own_head.weight
+            head.bias.copy_(own_head.bias)
+        if self.head_positions > 1 or isinstance(self.hidden[-1].layer, nn.Conv2d):
+            parts.append(nn.Flatten())
+        return nn.Sequential(*parts, head).eval()
+
+    def capacity(self) -> float:
+        """Return the number of weights relative to the network without any growth, as the paper counts it.
+
+        Weights of the dense network without biases: every head reads all units.
+        """
+        return self._weights([layer.units for layer in self.hidden]) / self._weights(self.first_units)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return stamps, heads, and what a phase trains."""
+        return {
+            "stamps": [list(layer.stamps) for layer in self.hidden],
+            "heads": {label: [head.in_features, head.out_features] for label, head in self.heads.items()},
+            "training_on": self.training_on,
+            "stand_in": None if self.stand_in is None else self.stand_in.shape(),
+        }
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take the shape of a state_dict, whose values are filled in after this."""
+        own, saved = list(self.heads), list(state["heads"])
+        if own != saved[: len(own)]:
+            raise ValueError(f"the network has heads for the tasks {own}, the state for {saved}")
+        if len(state["stamps"]) != len(self.layers):
+            raise ValueError(f"the network has {len(self.layers)} hidden layers, the state {len(state['stamps'])}")
+        first = next(self.parameters())
+        below: int | None = None
+        for layer, stamps, units in zip(self.hidden, state["stamps"], self.first_units, strict=True):
+            if sum(stamp == 1 for stamp in stamps) != units:
+                raise ValueError(
+                    f"the network was built with {units} units in a layer, the state's with another number"
+                )
+            inputs = layer.layer.weight.shape[1] if below is None else below * layer.positions
+            shape = (len(stamps), inputs, *layer.layer.weight.shape[2:])
+            if shape != tuple(layer.layer.weight.shape):
+                bias = None if layer.layer.bias is None else first.new_zeros(len(stamps))
+                layer.set_tensors(first.new_zeros(shape), bias, stamps)
+            layer.stamps = list(stamps)
+            below = len(stamps)
+        for label, (inputs, outputs) in state["heads"].items():
+            head: Any = self.heads[label] if label in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
+            if head is None or (head.in_features, head.out_features) != (inputs, outputs):
+                with torch.random.fork_rng(devices=[first.device] if first.is_cuda else []):
+                    self.heads[label] = nn.Linear(inputs, outputs).to(first)
+        self.stand_in = None if state["stand_in"] is None else make_stand_in(self, state["stand_in"])
+        self.training_on = None if state["training_on"] is None else tuple(state["training_on"])
+
+    def _weights(self, units: Sequence[int]) -> int:
+        first = self.hidden[0].layer.weight
+        below, total = first.shape[1], 0
+        for layer, own in zip(self.hidden, units, strict=True):
+            kernel = layer.layer.weight[0, 0].numel()
+            inputs = below if layer is self.hidden[0] else below * layer.positions
+            total += own * inputs * kernel
+            below = own
+        outputs = sum(head.out_features for head in self.heads.values())  # type: ignore[misc]
+        return total + below * self.head_positions * outputs

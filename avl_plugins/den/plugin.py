@@ -1,0 +1,331 @@
+"""Dynamically Expandable Networks as an Avalanche plugin."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from avalanche.core import SupervisedPlugin
+from avalanche.training.supervised import JointTraining
+from torch import nn
+
+from avl_plugins.den.duplication import Before, drift_penalty, drifted_units, drifts, split_units
+from avl_plugins.den.expansion import add_units, empty_units, remove_units
+from avl_plugins.den.network import DynamicallyExpandableNetwork
+from avl_plugins.den.phases import mean_loss, proximal_step, train_only
+from avl_plugins.den.selection import select_units
+from avl_plugins.den.stand_in import NewUnits, Selected
+from avl_plugins.resume import phase
+
+__all__ = ["DENPlugin"]
+
+STEPS = ("first", "full", "head", "retraining", "expansion", "drift", "split", "done")
+"""What is being trained, in order; the first task has "first" alone, later ones "full" or "head" and what follows."""
+
+_KEEP_STATE = {
+    "AGEMPlugin",
+    "EWCPlugin",
+    "GEMPlugin",
+    "MASPlugin",
+    "RWalkPlugin",
+    "SynapticIntelligencePlugin",
+}
+"""Plugins with something for each parameter, which is of another shape after a task."""
+
+
+class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
+    """Trains a `DynamicallyExpandableNetwork` (Yoon et al. 2018, arXiv:1708.01547) with any supervised strategy.
+
+    The first task is trained with the L1 norm (Eq. 2). Each later one (Alg. 1) in four parts:
+
+    1. head: its output weights alone, with L1 (Eq. 3), in the strategy's own epochs, at most `train_epochs`;
+    2. retraining: the sub-network with a path to the outputs (Alg. 2, Eq. 4), `train_epochs` long;
+    3. expansion, if the loss then exceeds tau: k units more in each layer, trained alone with L1 and group lasso
+       (Eq. 5), those emptied removed again from the top layer down (Alg. 3);
+    4. drift: all weights with the drift penalty (Eq. 6); units that moved more than sigma are split, and all
+       trained again (Alg. 4).
+
+    What follows 1 runs from `after_training_exp`, through the strategy's own epochs, so that metrics and loggers see
+    it. Every phase begins with fresh optimizer state. Thresholds of proximal steps are the learning rate times the
+    coefficient, so that a mu of 0.01 is the authors' code's 1e-5 at a learning rate of 1e-3.
+
+    Deviations: L1 is applied in 4, too, which would else fill the zeros that selection lives on (the paper has W "kept
+    sparse throughout"). Where nothing is split, the second training of 4 is left out. The old copy of a split unit
+    gives its weight to the newest head up to the new copy.
+
+    Args:
+        l1: mu of Eq. 2, 3 and 5.
+        l2: mu of Eq. 4; mu / 2 times the sum of squares.
+        group_lasso: gamma of Eq. 5.
+        drift_lambda: lambda of Eq. 6.
+        loss_threshold: tau.
+        drift_threshold: sigma.
+        expand_by: k, units added to each hidden layer.
+        max_splits: Most units that are split in a layer, those that drifted furthest; None: no bound.
+        phase_epochs: Epochs of expansion and of each training in 4; None: `train_epochs`.
+        head_tolerance: The head is trained until its mean loss falls by less than this part from epoch to epoch.
+        zero_tolerance: Weights of at most this size count as zero in selection.
+        validation_stream: The loss that tau is compared with is that on the experience with the same number of this
+            stream; None: on the training data.
+        selective: Phases 1 and 2; False: all weights are trained in the strategy's epochs instead, with L1.
+        retraining_drift: lambda of a drift penalty in 2 or in its place (0 in the paper; 0.5 / 2 in its code).
+        expand: "dynamic"; "constant": k units for every task, none removed; None: none.
+        split: Phase 4.
+
+    Attributes:
+        history: For each task a dict: "label", "selected" (inputs, then units of each layer), "loss", and by layer
+            "added", "removed", "drift" (the largest) and "split".
+
+    Raises:
+        TypeError: In `train()`, if the strategy's model is no `DynamicallyExpandableNetwork`.
+        ValueError: If an argument is out of range; in `train()`, if the strategy trains on all tasks at once, another
+            plugin keeps something for each parameter, whose shape changes, or a task selects no units.
+    """
+
+    def __init__(
+        self,
+        *,
+        l1: float = 0.01,
+        l2: float = 1e-4,
+        group_lasso: float = 1.0,
+        drift_lambda: float = 0.25,
+        loss_threshold: float = 0.01,
+        drift_threshold: float = 0.05,
+        expand_by: int = 10,
+        max_splits: int | None = 10,
+        phase_epochs: int | None = None,
+        head_tolerance: float = 1e-3,
+        zero_tolerance: float = 0.0,
+        validation_stream: Sequence[Any] | None = None,
+        selective: bool = True,
+        retraining_drift: float = 0.0,
+        expand: Literal["dynamic", "constant"] | None = "dynamic",
+        split: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("l1", l1),
+            ("l2", l2),
+            ("group_lasso", group_lasso),
+            ("drift_lambda", drift_lambda),
+            ("loss_threshold", loss_threshold),
+            ("drift_threshold", drift_threshold),
+            ("head_tolerance", head_tolerance),
+            ("zero_tolerance", zero_tolerance),
+            ("retraining_drift", retraining_drift),
+        ):
+            if not value >= 0:
+                raise ValueError(f"{name}: expected at least 0, got {value}")
+        for name, count in (("expand_by", expand_by), ("max_splits", max_splits), ("phase_epochs", phase_epochs)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name}: expected at least 1, got {count}")
+        if expand not in ("dynamic", "constant", None):
+            raise ValueError(f'expand: expected "dynamic", "constant" or None, got {expand!r}')
+        self.l1, self.l2, self.group_lasso = l1, l2, group_lasso
+        self.drift_lambda, self.retraining_drift = drift_lambda, retraining_drift
+        self.loss_threshold, self.drift_threshold = loss_threshold, drift_threshold
+        self.expand_by, self.max_splits = expand_by, max_splits
+        self.phase_epochs = phase_epochs
+        self.head_tolerance, self.zero_tolerance = head_tolerance, zero_tolerance
+        self.validation_stream = validation_stream
+        self.selective, self.expand, self.split = selective, expand, split
+        self.history: list[dict[str, Any]] = []
+        self.step = "done"
+        self.before: Before = []
+        self._expanding = self._splitting = False
+        self._losses: list[float] = []
+        self._running: list[float] = [0.0, 0.0]
+        self._groups: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where in a task training is, the weights before it, and the history."""
+        return {
+            "history": [dict(entry) for entry in self.history],
+            "step": self.step,
+            "before": [list(pair) for pair in self.before],
+            "expanding": self._expanding,
+            "splitting": self._splitting,
+            "losses": list(self._losses),
+            "running": list(self._running),
+            "groups": dict(self._groups),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+        self.history = [dict(entry) for entry in state["history"]]
+        self.step = state["step"]
+        self.before = [(weight, bias) for weight, bias in state["before"]]
+        self._expanding, self._splitting = state["expanding"], state["splitting"]
+        self._losses, self._running = list(state["losses"]), list(state["running"])
+        self._groups = dict(state["groups"])
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse other models, training on all tasks at once, and plugins that cannot be beside this one."""
+        if not isinstance(strategy.model, DynamicallyExpandableNetwork):
+            raise TypeError(
+                f"DENPlugin trains a DynamicallyExpandableNetwork, and the model is a {type(strategy.model).__name__}; "
+                "pass model=DynamicallyExpandableNetwork(nn.Sequential(...)) with the layers before the output head"
+            )
+        if isinstance(strategy, JointTraining):
+            raise ValueError("JointTraining trains on all tasks at once, and DENPlugin on one after the other")
+        names = {kind.__name__ for plugin in strategy.plugins for kind in type(plugin).__mro__}
+        if found := sorted(names & _KEEP_STATE):
+            raise ValueError(
+                f"{found[0]} keeps something for each parameter, and DENPlugin trains parts of them and changes their "
+                "shapes; remove one of the two"
+            )
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Begin the first phase."""
+        network: DynamicallyExpandableNetwork = strategy.model
+        network.stand_in = None
+        self._losses, self._running = [], [0.0, 0.0]
+        if network.stamp == 1:
+            self.step = "first"
+        else:
+            self.step = "head" if self.selective else "full"
+        self.before = [layer.copies() for layer in network.hidden]
+        label = network.labels[-1]
+        self.history = [entry for entry in self.history if entry["label"] != label]
+        self.history.append({"label": label, **{key: [] for key in ("selected", "added", "removed", "drift", "split")}})
+        self._expanding = self._splitting = False
+        self._train_only(strategy, network.head_of(label) if self.step == "head" else network)
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """End the head's training when it has converged."""
+        self._running = [0.0, 0.0]
+        if self.step == "head" and len(self._losses) > 1:
+            last, now = self._losses[-2:]
+            if last - now < self.head_tolerance * abs(last):
+                strategy.stop_training()
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the phase's penalty."""
+        self._running = [self._running[0] + float(strategy.loss.detach()), self._running[1] + 1]
+        network: DynamicallyExpandableNetwork = strategy.model
+        if self.step == "retraining":
+            stand_in: Any = network.stand_in
+            squares = sum(weight.square().sum() for weight in stand_in.weights)
+            strategy.loss = strategy.loss + self.l2 / 2 * squares
+            if self.retraining_drift:
+                strategy.loss = strategy.loss + self.retraining_drift * stand_in.drift(self.before)
+        elif self.step == "full" and self.retraining_drift:
+            strategy.loss = strategy.loss + self.retraining_drift * drift_penalty(network, self.before)
+        elif self.step in ("drift", "split"):
+            strategy.loss = strategy.loss + self.drift_lambda * drift_penalty(network, self.before)
+
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Take the phase's proximal step."""
+        if self.step == "retraining" or (self.step == "expansion" and self.expand == "constant"):
+            return
+        group = self.group_lasso if self.step == "expansion" else 0.0
+        proximal_step(strategy, l1=self.l1, group_lasso=group)
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Note the epoch's mean loss."""
+        if self.step == "head":
+            self._losses.append(self._running[0] / max(self._running[1], 1.0))
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Run the phases after the first."""
+        network: DynamicallyExpandableNetwork = strategy.model
+        epochs = strategy.train_epochs if self.phase_epochs is None else self.phase_epochs
+        if network.stamp > 1:
+            if self.selective:
+                self._reach("retraining", strategy)
+                self._run("retraining", strategy, strategy.train_epochs, kwargs)
+            self._reach("expansion", strategy)
+            if self._expanding:
+                self._run("expansion", strategy, epochs, kwargs)
+            self._reach("drift", strategy)
+            if self.split:
+                self._run("drift", strategy, epochs, kwargs)
+            self._reach("split", strategy)
+            if self._splitting:
+                self._run("split", strategy, epochs, kwargs)
+        self._reach("done", strategy)
+
+    def after_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Close the task."""
+        strategy.model.finish_task()
+
+    def _reach(self, step: str, strategy: Any) -> None:
+        """Do what comes before a phase, unless the checkpoint that training goes on from was written after it."""
+        if STEPS.index(self.step) < STEPS.index(step):
+            getattr(self, f"_before_{step}")(strategy)
+            self.step = step
+
+    def _run(self, step: str, strategy: Any, epochs: int, kwargs: dict[str, Any]) -> None:
+        for _ in phase(strategy, f"den: {step}", epochs=epochs):
+            strategy._before_training_epoch(**kwargs)
+            strategy.training_epoch(**kwargs)
+            strategy._after_training_epoch(**kwargs)
+
+    def _before_retraining(self, strategy: Any) -> None:
+        network: DynamicallyExpandableNetwork = strategy.model
+        head = network.head_of(network.labels[-1]).weight
+        weights = [layer.layer.weight for layer in network.hidden]
+        positions = [*(layer.positions for layer in network.hidden[1:]), network.head_positions]
+        units = select_units(head, weights, positions=positions, tolerance=self.zero_tolerance)
+        if any(len(own) == 0 for own in units):
+            raise ValueError(
+                f"l1: task {network.labels[-1]} selects {[len(own) for own in units]} inputs and units by layer; "
+                f"{self.l1} drives too many weights to zero, lower it"
+            )
+        self.history[-1]["selected"] = [len(own) for own in units]
+        network.stand_in = Selected(network, units)
+        self._train_only(strategy, network.stand_in)
+
+    def _before_expansion(self, strategy: Any) -> None:
+        network: DynamicallyExpandableNetwork = strategy.model
+        self._write_back(network)
+        data = strategy.experience
+        if self.validation_stream is not None:
+            data = self.validation_stream[data.current_experience]
+        loss = mean_loss(strategy, network.labels[-1], data.dataset.eval())
+        self.history[-1]["loss"] = loss
+        self._expanding = self.expand == "constant" or (self.expand == "dynamic" and loss > self.loss_threshold)
+        if self._expanding:
+            counts = [self.expand_by] * len(network.layers)
+            add_units(network, counts)
+            self.history[-1] |= {"added": counts, "removed": [0] * len(counts)}
+            network.stand_in = NewUnits(network, counts)
+            self._train_only(strategy, network.stand_in)
+
+    def _before_drift(self, strategy: Any) -> None:
+        network: DynamicallyExpandableNetwork = strategy.model
+        self._write_back(network)
+        if self._expanding and self.expand == "dynamic":
+            removed = []
+            for index in reversed(range(len(network.layers))):
+                empty = empty_units(network.hidden[index].layer.weight)
+                stamps = network.hidden[index].stamps
+                empty = empty[[stamps[unit] == network.stamp for unit in empty.tolist()]]
+                remove_units(network, index, empty)
+                removed.append(len(empty))
+            self.history[-1]["removed"] = removed[::-1]
+        self._train_only(strategy, network)
+
+    def _before_split(self, strategy: Any) -> None:
+        if not self.split:
+            return
+        network: DynamicallyExpandableNetwork = strategy.model
+        moved = drifts(network, self.before)
+        units = [drifted_units(own, self.drift_threshold, self.max_splits) for own in moved]
+        self.history[-1] |= {"drift": [float(own.max()) for own in moved], "split": [len(own) for own in units]}
+        self._splitting = any(len(own) for own in units)
+        if self._splitting:
+            split_units(network, units, self.before)
+            self._train_only(strategy, network)
+
+    def _before_done(self, strategy: Any) -> None:
+        self._write_back(strategy.model)
+        self._train_only(strategy, strategy.model)
+        self.before = []
+
+    def _train_only(self, strategy: Any, part: nn.Module) -> None:
+        train_only(strategy, part, self._groups)
+
+    @staticmethod
+    def _write_back(network: DynamicallyExpandableNetwork) -> None:
+        if network.stand_in is not None:
+            network.stand_in.write_back()
+            network.stand_in = None

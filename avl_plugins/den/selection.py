@@ -1,0 +1,48 @@
+"""Selective retraining (Alg. 2): which units a new task uses."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["select_units"]
+
+
+def select_units(
+    head: Tensor, weights: Sequence[Tensor], *, positions: Sequence[int], tolerance: float = 0.0
+) -> list[Tensor]:
+    """Return the units with a path to the new task's outputs, by breadth-first search from all of these.
+
+    A unit of the top hidden layer is selected if a weight to any output is not zero, and one below if a weight to any
+    selected unit of the layer above is not.
+
+    Args:
+        head: Weights of the outputs (C, units of the last layer x positions[-1]).
+        weights: W_1, ..., W_{L-1}, (units, inputs, ...) each.
+        positions: Inputs for each unit below of W_2, ..., W_{L-1} and of the head.
+        tolerance: Weights of at most this size count as zero. Proximal steps give exact zeros.
+
+    Returns:
+        Numbers of the selected inputs and of the selected units of each layer, in order: L tensors.
+
+    Raises:
+        ValueError: If `tolerance` is negative.
+    """
+    if tolerance < 0:
+        raise ValueError(f"tolerance: expected at least 0, got {tolerance}")
+    used = _read_by(head, torch.arange(len(head), device=head.device), positions[-1], tolerance)
+    found = [used]
+    for weight, per_unit in zip(reversed(weights), [*reversed(positions[:-1]), 1], strict=True):
+        used = _read_by(weight, used, per_unit, tolerance)
+        found.append(used)
+    return found[::-1]
+
+
+def _read_by(weight: Tensor, rows: Tensor, positions: int, tolerance: float) -> Tensor:
+    """Return the units whose weight to any of the rows is not zero."""
+    linked = (
+        (weight[rows].detach().abs() > tolerance).flatten(2).any(2)
+        if weight.dim() > 2
+        else (weight[rows].detach().abs() > tolerance)
+    )
+    return linked.any(0).view(-1, positions).any(1).nonzero().flatten()

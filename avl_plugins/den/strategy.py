@@ -1,0 +1,49 @@
+"""Dynamically Expandable Networks as a ready-made strategy: Avalanche's supervised template plus the plugin."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from avalanche.core import BasePlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch.optim import Optimizer
+
+from avl_plugins._arguments import take_arguments_of, with_arguments_of
+from avl_plugins.den.network import DynamicallyExpandableNetwork
+from avl_plugins.den.plugin import DENPlugin
+from avl_plugins.resume import Resumable
+
+__all__ = ["DEN"]
+
+
+class DEN(Resumable, SupervisedTemplate):
+    """Dynamically Expandable Networks: `SupervisedTemplate` with a `DENPlugin` after the given plugins.
+
+    It is `Resumable`: it can be saved and taken up again inside an experience, in any phase.
+
+    Args:
+        model: the network.
+        optimizer: an optimizer of `model.parameters()`.
+        plugins: further plugins; the list is not changed.
+        **kwargs: the arguments of `DENPlugin` (l1, l2, group_lasso, drift_lambda, loss_threshold, ...) and the other
+            arguments of `SupervisedTemplate` (criterion, train_mb_size, train_epochs, eval_mb_size, device, ...).
+
+    Attributes:
+        den: the plugin.
+
+    Raises:
+        TypeError: If the model is no `DynamicallyExpandableNetwork`.
+    """
+
+    @with_arguments_of(DENPlugin)
+    def __init__(
+        self,
+        *,
+        model: DynamicallyExpandableNetwork,
+        optimizer: Optimizer,
+        plugins: Sequence[BasePlugin] | None = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(model, DynamicallyExpandableNetwork):
+            raise TypeError(f"model: expected a DynamicallyExpandableNetwork, got a {type(model).__name__}")
+        self.den = DENPlugin(**take_arguments_of(DENPlugin, kwargs))
+        super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or []), self.den], **kwargs)
