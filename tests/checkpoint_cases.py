@@ -25,6 +25,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Cumulative, Naive
 from torch import Tensor, nn
 
+from avl_plugins.den.network import DynamicallyExpandableNetwork
+from avl_plugins.den.strategy import DEN
 from avl_plugins.dgr.networks import mlp_critic, mlp_decoder
 from avl_plugins.dgr.strategy import DGR
 from avl_plugins.dgr.wgan_gp import WGANGP
@@ -65,6 +67,7 @@ STRATEGIES: dict[str, Callable[..., Any]] = {
     "dgr": dgr,
     "dgr-exact": lambda **arguments: DGR(replay="exact", **arguments),
     "progressive": Progressive,
+    "den": lambda **arguments: DEN(expand_by=3, max_splits=2, loss_threshold=0.0, drift_threshold=0.01, **arguments),
     "progressive-cached": lambda **arguments: Progressive(cache_frozen=True, **arguments),
 }
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -88,6 +91,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "incremental": incremental,
     "multihead": lambda: MTSimpleMLP(input_size=64, hidden_size=16),
     "progressive": progressive,
+    "den": lambda: DynamicallyExpandableNetwork(
+        nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 12), nn.ReLU())
+    ),
 }
 
 

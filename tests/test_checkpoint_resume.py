@@ -97,6 +97,8 @@ def plugins_with_phases():
         ("dgr-exact", {}, list),
         ("progressive", {"model": "progressive", "eval_every": 1}, lambda: [InMemoryLoaderPlugin()]),
         ("progressive-cached", {"model": "progressive", "optimizer": "adam"}, list),
+        ("den", {"model": "den", "optimizer": "adam", "eval_every": 1}, lambda: [InMemoryLoaderPlugin()]),
+        ("den", {"model": "den"}, lambda: [Distill()]),
         ("resumable", {"model": "progressive"}, lambda: [ProgressivePlugin(cache_frozen=True), Distill()]),
     ],
 )
@@ -111,7 +113,7 @@ def test_killed_at_any_safe_point_ends_with_the_same_bits(tmp_path, kind, argume
         second, place = killed_and_resumed(tmp_path / "run.pt", kind, number, plugins=plugins, **arguments)
         assert place == places[number - 1]
         assert differences(outcome(whole), outcome(second)) == [], place
-    phases = 1 + 3 * any(isinstance(p, Distill) for p in whole.plugins) + (kind == "dgr")
+    phases = 1 + 3 * any(isinstance(p, Distill) for p in whole.plugins) + (kind == "dgr") + 4 * (kind == "den")
     assert len({name for _, name, *_ in places}) == phases
 
 

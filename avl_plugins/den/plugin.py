@@ -129,7 +129,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.selective, self.expand, self.split = selective, expand, split
         self.history: list[dict[str, Any]] = []
         self.step = "done"
-        self.before: Before = []
+        self.weights_before: Before = []
         self._expanding = self._splitting = False
         self._losses: list[float] = []
         self._running: list[float] = [0.0, 0.0]
@@ -140,7 +140,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         return {
             "history": [dict(entry) for entry in self.history],
             "step": self.step,
-            "before": [list(pair) for pair in self.before],
+            "weights_before": [list(pair) for pair in self.weights_before],
             "expanding": self._expanding,
             "splitting": self._splitting,
             "losses": list(self._losses),
@@ -152,7 +152,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         """Take what `state_dict` gave."""
         self.history = [dict(entry) for entry in state["history"]]
         self.step = state["step"]
-        self.before = [(weight, bias) for weight, bias in state["before"]]
+        self.weights_before = [(weight, bias) for weight, bias in state["weights_before"]]
         self._expanding, self._splitting = state["expanding"], state["splitting"]
         self._losses, self._running = list(state["losses"]), list(state["running"])
         self._groups = dict(state["groups"])
@@ -182,7 +182,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             self.step = "first"
         else:
             self.step = "head" if self.selective else "full"
-        self.before = [layer.copies() for layer in network.hidden]
+        self.weights_before = [layer.copies() for layer in network.hidden]
         label = network.labels[-1]
         self.history = [entry for entry in self.history if entry["label"] != label]
         self.history.append({"label": label, **{key: [] for key in ("selected", "added", "removed", "drift", "split")}})
@@ -206,11 +206,11 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             squares = sum(weight.square().sum() for weight in stand_in.weights)
             strategy.loss = strategy.loss + self.l2 / 2 * squares
             if self.retraining_drift:
-                strategy.loss = strategy.loss + self.retraining_drift * stand_in.drift(self.before)
+                strategy.loss = strategy.loss + self.retraining_drift * stand_in.drift(self.weights_before)
         elif self.step == "full" and self.retraining_drift:
-            strategy.loss = strategy.loss + self.retraining_drift * drift_penalty(network, self.before)
+            strategy.loss = strategy.loss + self.retraining_drift * drift_penalty(network, self.weights_before)
         elif self.step in ("drift", "split"):
-            strategy.loss = strategy.loss + self.drift_lambda * drift_penalty(network, self.before)
+            strategy.loss = strategy.loss + self.drift_lambda * drift_penalty(network, self.weights_before)
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Take the phase's proximal step."""
@@ -308,18 +308,18 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if not self.split:
             return
         network: DynamicallyExpandableNetwork = strategy.model
-        moved = drifts(network, self.before)
+        moved = drifts(network, self.weights_before)
         units = [drifted_units(own, self.drift_threshold, self.max_splits) for own in moved]
         self.history[-1] |= {"drift": [float(own.max()) for own in moved], "split": [len(own) for own in units]}
         self._splitting = any(len(own) for own in units)
         if self._splitting:
-            split_units(network, units, self.before)
+            split_units(network, units, self.weights_before)
             self._train_only(strategy, network)
 
     def _before_done(self, strategy: Any) -> None:
         self._write_back(strategy.model)
         self._train_only(strategy, strategy.model)
-        self.before = []
+        self.weights_before = []
 
     def _train_only(self, strategy: Any, part: nn.Module) -> None:
         train_only(strategy, part, self._groups)

@@ -63,9 +63,9 @@ class Settings:
     """Feature maps of the generators at half the image's size, twice as many at a quarter."""
     gan_batch: int = 64
     """Images in a batch of the critic."""
-    critic_steps: int = 2
-    """Critic steps for a generator step; the paper of WGAN-GP has 5."""
-    gan_iterations: int = 2000
+    critic_steps: int = 5
+    """Critic steps for a generator step."""
+    gan_iterations: int = 1200
     """Generator iterations after the first task."""
     gan_lr: float = 5e-4
     """Learning rate of the WGAN-GP."""
