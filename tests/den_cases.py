@@ -58,7 +58,7 @@ def build(net=None, *, optimizer=None, plugins=(), epochs=2, **options):
     net = net or mlp()
     return DEN(
         model=net,
-        optimizer=optimizer(net.parameters()) if optimizer else torch.optim.Adam(net.parameters(), lr=3e-3),
+        optimizer=optimizer(net.parameters()) if optimizer else torch.optim.Adam(net.parameters(), lr=1e-2),
         train_mb_size=16,
         train_epochs=epochs,
         plugins=list(plugins),

@@ -174,7 +174,7 @@ def test_the_largest_drifts_are_split():
 
 
 def test_split_gives_old_weights_back():
-    """The old unit has its weights of before, incoming and outgoing; the copy those of now and its place in the head."""
+    """The old unit has its weights of before, incoming and outgoing; the copy those of now, and its head weights."""
     net = mlp()
     net.add_task(0, 2), net.add_task(1, 3)
     before = copies(net)

@@ -9,7 +9,15 @@ from avl_plugins.den.proximal import group_soft_threshold, shrink_groups
 from avl_plugins.den.stand_in import NewUnits, StandIn
 from avl_plugins.loading import batches_in_memory
 
-__all__ = ["mean_loss", "proximal_step", "train_only"]
+__all__ = ["join_groups", "mean_loss", "proximal_step", "train_only"]
+
+
+def join_groups(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put heads that are in none of several groups into that of the other heads, or into the first."""
+    place = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    heads: Any = network.heads
+    index = next((place[id(p)] for p in heads.parameters() if id(p) in place), 0)
+    optimizer.param_groups[index]["params"] += [p for p in heads.parameters() if id(p) not in place]
 
 
 def train_only(strategy: Any, part: nn.Module, places: dict[str, int]) -> None:

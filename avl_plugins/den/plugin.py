@@ -10,7 +10,7 @@ from torch import nn
 from avl_plugins.den.duplication import Before, drift_penalty, drifted_units, drifts, split_units
 from avl_plugins.den.expansion import add_units, empty_units, remove_units
 from avl_plugins.den.network import DynamicallyExpandableNetwork
-from avl_plugins.den.phases import mean_loss, proximal_step, train_only
+from avl_plugins.den.phases import join_groups, mean_loss, proximal_step, train_only
 from avl_plugins.den.selection import select_units
 from avl_plugins.den.stand_in import NewUnits, Selected
 from avl_plugins.resume import phase
@@ -172,6 +172,15 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 f"{found[0]} keeps something for each parameter, and DENPlugin trains parts of them and changes their "
                 "shapes; remove one of the two"
             )
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Sort a new head into the optimizer's groups where there are several, which Avalanche cannot."""
+        if len(strategy.optimizer.param_groups) > 1:
+            if strategy.optimized_param_id is None:
+                strategy.make_optimizer(reset_optimizer_state=True)
+            strategy.model = strategy.model_adaptation()  # the template's comes later and finds nothing to do
+            join_groups(strategy.model, strategy.optimizer)
+            strategy.optimized_param_id = dict(strategy.model.named_parameters())
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Begin the first phase."""
