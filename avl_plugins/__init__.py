@@ -5,6 +5,10 @@ Metrics are in `avl_plugins.metrics`.
 
 from avl_plugins.checkpoint import load_checkpoint as load_checkpoint
 from avl_plugins.checkpoint import save_checkpoint as save_checkpoint
+from avl_plugins.den.loss import one_vs_rest_loss as one_vs_rest_loss
+from avl_plugins.den.network import DynamicallyExpandableNetwork as DynamicallyExpandableNetwork
+from avl_plugins.den.plugin import DENPlugin as DENPlugin
+from avl_plugins.den.strategy import DEN as DEN
 from avl_plugins.dgr.generator import Generator as Generator
 from avl_plugins.dgr.plugin import DGRPlugin as DGRPlugin
 from avl_plugins.dgr.scholar import Scholar as Scholar

@@ -176,22 +176,24 @@ def train_stream(
             save_checkpoint(strategy, context.checkpoint)
 
 
-def accuracy_curves(strategy: Any, stream: str = "test") -> dict[int, tuple[list[int], list[float]]]:
-    """Accuracy on each experience of a stream: at which training iterations it was measured, and how much it was."""
+def accuracy_curves(
+    strategy: Any, stream: str = "test", metric: str = "Top1_Acc_Exp"
+) -> dict[int, tuple[list[int], list[float]]]:
+    """Accuracy, or another metric, on each experience of a stream: the iterations it was measured at, and its values."""
     curves: dict[int, tuple[list[int], list[float]]] = {}
     for name, (iterations, values) in strategy.evaluator.get_all_metrics().items():
-        if name.startswith(f"Top1_Acc_Exp/eval_phase/{stream}_stream/"):
+        if name.startswith(f"{metric}/eval_phase/{stream}_stream/"):
             last = dict(zip(iterations, values, strict=True))  # measured twice between two tasks
             curves[int(name.rpartition("/Exp")[2])] = (list(last), list(last.values()))
     return dict(sorted(curves.items()))
 
 
-def accuracy_matrix(strategy: Any, stream: str = "test") -> list[list[float]]:
-    """Row k: accuracy on each experience so far after training on experience k, as `train_stream` evaluates.
+def accuracy_matrix(strategy: Any, stream: str = "test", metric: str = "Top1_Acc_Exp") -> list[list[float]]:
+    """Row k: accuracy, or another metric, on each experience so far after training on experience k.
 
-    Works for evaluations on the experiences so far and on the whole stream.
+    The strategy was evaluated by `train_stream`; works for evaluations on the experiences so far and on the whole stream.
     """
-    curves = accuracy_curves(strategy, stream)
+    curves = accuracy_curves(strategy, stream, metric)
     n = len(curves)
     return [[curves[task][1][k - n] for task in range(k + 1)] for k in range(n)]
 

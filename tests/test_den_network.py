@@ -95,7 +95,7 @@ def test_capacity_is_the_papers(k, capacity):
         assert net.capacity() == 1.0 or label
         if label:
             add_units(net, (k, k))
-    assert net._weights(net.first_units) == 285_824
+    assert net.dense_weights(net.first_units) == 285_824
     assert round(net.capacity(), 3) == capacity
     assert net(torch.zeros(2, 784), 3).shape == (2, 1)
 

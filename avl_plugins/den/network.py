@@ -181,7 +181,19 @@ class DynamicallyExpandableNetwork(TaskNetwork):
 
         Weights of the dense network without biases: every head reads all units.
         """
-        return self._weights([layer.units for layer in self.hidden]) / self._weights(self.first_units)
+        return self.dense_weights([layer.units for layer in self.hidden]) / self.dense_weights(self.first_units)
+
+    def dense_weights(self, units: Sequence[int]) -> int:
+        """Return the number of weights, without biases, with so many units in each layer, all read by every head."""
+        first = self.hidden[0].layer.weight
+        below, total = first.shape[1], 0
+        for layer, own in zip(self.hidden, units, strict=True):
+            kernel = layer.layer.weight[0, 0].numel()
+            inputs = below if layer is self.hidden[0] else below * layer.positions
+            total += own * inputs * kernel
+            below = own
+        outputs = sum(head.out_features for head in self.heads.values())  # type: ignore[misc]
+        return total + below * self.head_positions * outputs
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return stamps, heads, and what a phase trains."""
@@ -220,14 +232,3 @@ class DynamicallyExpandableNetwork(TaskNetwork):
                     self.heads[label] = nn.Linear(inputs, outputs).to(first)
         self.stand_in = None if state["stand_in"] is None else make_stand_in(self, state["stand_in"])
         self.training_on = None if state["training_on"] is None else tuple(state["training_on"])
-
-    def _weights(self, units: Sequence[int]) -> int:
-        first = self.hidden[0].layer.weight
-        below, total = first.shape[1], 0
-        for layer, own in zip(self.hidden, units, strict=True):
-            kernel = layer.layer.weight[0, 0].numel()
-            inputs = below if layer is self.hidden[0] else below * layer.positions
-            total += own * inputs * kernel
-            below = own
-        outputs = sum(head.out_features for head in self.heads.values())  # type: ignore[misc]
-        return total + below * self.head_positions * outputs
