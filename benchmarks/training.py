@@ -179,7 +179,7 @@ def train_stream(
 def accuracy_curves(
     strategy: Any, stream: str = "test", metric: str = "Top1_Acc_Exp"
 ) -> dict[int, tuple[list[int], list[float]]]:
-    """Accuracy, or another metric, on each experience of a stream: the iterations it was measured at, and its values."""
+    """Accuracy, or another metric, on each experience of a stream: the iterations it was measured at, and values."""
     curves: dict[int, tuple[list[int], list[float]]] = {}
     for name, (iterations, values) in strategy.evaluator.get_all_metrics().items():
         if name.startswith(f"{metric}/eval_phase/{stream}_stream/"):
@@ -191,7 +191,7 @@ def accuracy_curves(
 def accuracy_matrix(strategy: Any, stream: str = "test", metric: str = "Top1_Acc_Exp") -> list[list[float]]:
     """Row k: accuracy, or another metric, on each experience so far after training on experience k.
 
-    The strategy was evaluated by `train_stream`; works for evaluations on the experiences so far and on the whole stream.
+    The strategy was evaluated by `train_stream`, on the experiences so far or on the whole stream.
     """
     curves = accuracy_curves(strategy, stream, metric)
     n = len(curves)
