@@ -1,0 +1,82 @@
+"""The figure of the DEN experiments: AUROC over tasks and against capacity, single tasks, and units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.den_rows import auroc_at_end
+from benchmarks.experiment import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CURVES = ("stl", "plain", "l2", "ewc", "progressive", "den")
+DRIFT = ("den", "no-stamp", "progressive", "ewc", "l2")
+
+
+def den_figure(
+    runs: Sequence[Run], arms: Sequence[str], paper_curves: Mapping[str, Sequence[float]], *, tasks: Sequence[int]
+) -> Figure:
+    """Draw four panels: AUROC so far, AUROC against capacity, single tasks as others follow, and units a task.
+
+    Args:
+        runs: With measurements "matrix", "capacity" and "growth".
+        arms: In the order of the legend.
+        paper_curves: AUROC over tasks by arm, drawn dashed.
+        tasks: Numbers, from 1, of the tasks of the third panel.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(11, 8), layout="constrained")
+    (over, against), (single, units) = fig.subplots(2, 2)
+    colours = {arm: f"C{k % 10}" for k, arm in enumerate(CURVES)}
+    by_arm = {arm: [run for run in runs if run.arm == arm] for arm in arms}
+    for arm in CURVES:
+        matrices = [run.measurements["matrix"] for run in by_arm.get(arm, [])]
+        if matrices:
+            means = np.array([[np.mean(row) for row in matrix] for matrix in matrices])
+            x, deviation = np.arange(1, means.shape[1] + 1), means.std(0)
+            over.errorbar(x, means.mean(0), deviation, fmt="-o", ms=3, color=colours[arm], label=arm)
+        if arm in paper_curves:
+            values = paper_curves[arm]
+            over.plot(range(1, len(values) + 1), values, "--x", ms=4, lw=0.8, color=colours[arm])
+    over.set(xlabel="tasks learnt", ylabel="AUROC, tasks so far", title="dashed: the paper")
+    over.legend(fontsize="small", ncols=2)
+    for k, (arm, own) in enumerate(by_arm.items()):
+        if own:
+            size = 100 * np.mean([run.measurements["capacity"] for run in own])
+            y = [auroc_at_end(run) for run in own]
+            against.errorbar(size, np.mean(y), np.std(y), fmt="o", ms=4, color=f"C{k % 10}")
+            against.annotate(arm, (size, float(np.mean(y))), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    against.set(xlabel="capacity (% of one network)", ylabel="AUROC at the end", xscale="log")
+    for k, arm in enumerate(DRIFT):
+        own = by_arm.get(arm, [])
+        for task in tasks:
+            curves = [[row[task - 1] for row in run.measurements["matrix"][task - 1 :]] for run in own]
+            if curves and curves[0]:
+                mean = np.array(curves).mean(0)
+                label = arm if task == tasks[0] else None
+                single.plot(np.arange(task, task + len(mean)), mean, "-o", ms=3, color=f"C{k}", label=label)
+    single.set(xlabel="tasks learnt", ylabel="AUROC of one task", title="tasks " + ", ".join(map(str, tasks)))
+    single.legend(fontsize="small")
+    _units(units, by_arm.get("den", []))
+    return fig
+
+
+def _units(axes: Any, runs: Sequence[Run]) -> None:
+    """Draw units selected, added and split by task, the mean over runs, one colour a layer."""
+    import numpy as np
+
+    rows = [row for run in runs for row in run.measurements["growth"]]
+    for layer in sorted({row["layer"] for row in rows}):
+        for kind, style in (("selected", "-"), ("added", "--"), ("split", ":")):
+            by_task: dict[Any, list[float]] = {}
+            for row in rows:
+                if row["layer"] == layer and row[kind] is not None:
+                    by_task.setdefault(row["task"], []).append(row[kind])
+            means = [np.mean(values) for values in by_task.values()]
+            axes.plot(range(2, 2 + len(means)), means, style, color=f"C{layer - 1}", label=f"{kind}, layer {layer}")
+    axes.set(xlabel="task", ylabel="units", title="DEN", yscale="symlog")
+    axes.legend(fontsize="small", ncols=2)

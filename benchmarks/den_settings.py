@@ -1,0 +1,51 @@
+"""The settings that the DEN experiments share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DENSettings:
+    """Training, the methods compared with DEN, and DEN."""
+
+    epochs: int = 16
+    """Epochs on each task; of first training, and of each phase of DEN."""
+    batch_size: int = 256
+    """Images in a mini-batch."""
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    weight_decay: float = 1e-4
+    """Weight decay of Adam, the l2 regularisation of all arms."""
+    l2_lambda: float = 0.0
+    """Weight of the distance to the weights before the task, of l2 and l2-selective; 0 for the one searched."""
+    l2_lambdas: tuple[float, ...] = (0.001, 0.01, 0.1)
+    """Weights that are searched."""
+    ewc_lambda: float = 0.0
+    """Lambda of EWC; 0 for the one searched."""
+    ewc_lambdas: tuple[float, ...] = (10, 100, 1000)
+    """Lambdas that are searched."""
+    fisher_samples: int | None = 1000
+    """Images for EWC's Fisher; None for all."""
+    l1: float = 0.01
+    """mu, the weight of the L1 norm."""
+    l2: float = 1e-4
+    """mu of selective retraining."""
+    group_lasso: float = 1.0
+    """gamma, the weight of group lasso."""
+    drift_lambda: float = 0.25
+    """lambda, the weight of the drift penalty."""
+    loss_threshold: float = 0.01
+    """tau: the network is expanded where the loss is larger."""
+    drift_threshold: float = 0.05
+    """sigma: units are split that moved further."""
+    expand_by: int = 20
+    """k, units added to a layer and task, before group lasso takes some away."""
+    constant_by: int = 13
+    """Units that the arm "constant" adds; the paper has 13 and 20."""
+    max_splits: int | None = 10
+    """Most units that are split in a layer; None for no bound."""
+    phase_epochs: int | None = None
+    """Epochs of expansion and of the trainings with the drift penalty; None: as many as `epochs`."""
+    evaluate: str = "test"
+    """Stream to measure on: test, or valid for choosing settings."""
