@@ -70,7 +70,7 @@ def make_plugins(arm: str, settings: Any) -> list[SupervisedPlugin]:
     Raises:
         ValueError: If there is no such arm.
     """
-    whole = {"selective": False, "expand": None, "split": False, "l1": 0.0}
+    whole = {"selective": False, "expand": None, "split": False, "l1": 0.0, "retraining_drift": 0.0}
     parts: dict[str, dict[str, Any]] = {
         "stl": whole,
         "mtl": whole,
@@ -96,6 +96,7 @@ def make_plugins(arm: str, settings: Any) -> list[SupervisedPlugin]:
         for name in (
             "l1",
             "l2",
+            "retraining_drift",
             "group_lasso",
             "drift_lambda",
             "loss_threshold",

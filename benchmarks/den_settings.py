@@ -1,8 +1,17 @@
-"""The settings that the DEN experiments share."""
+"""The settings that the DEN experiments share, and what is searched of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from benchmarks.den_rows import auroc_at_end
+from benchmarks.experiment import Run
+from benchmarks.search import best, search_jobs, split_name
+
+SEARCHED = {"l2": "l2_lambda", "ewc": "ewc_lambda"}
+USED_BY = {"l2": "l2", "l2-selective": "l2", "ewc": "ewc"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class DENSettings:
     """mu, the weight of the L1 norm."""
     l2: float = 1e-4
     """mu of selective retraining."""
+    retraining_drift: float = 0.0
+    """Weight of the drift penalty in selective retraining; 0 in the paper, 0.25 in its authors' code."""
     group_lasso: float = 1.0
     """gamma, the weight of group lasso."""
     drift_lambda: float = 0.25
@@ -49,3 +60,27 @@ class DENSettings:
     """Epochs of expansion and of the trainings with the drift penalty; None: as many as `epochs`."""
     evaluate: str = "test"
     """Stream to measure on: test, or valid for choosing settings."""
+
+
+Own = TypeVar("Own", bound=DENSettings)
+
+
+def lambda_jobs(settings: DENSettings) -> list[tuple[str, int]]:
+    """L2 and EWC at every lambda, on the validation seed; none where it is given."""
+    return [
+        job
+        for arm, name in SEARCHED.items()
+        if not getattr(settings, name)
+        for job in search_jobs(arm, "lambda", getattr(settings, f"{name}s"))
+    ]
+
+
+def with_lambda(settings: Own, arm: str, runs: Sequence[Run]) -> tuple[str, Own]:
+    """Return a job's arm, and its settings with the lambda that it searches, or that the search has found."""
+    arm, value = split_name(arm)
+    chosen: dict[str, Any] = {}
+    if value is not None:
+        chosen = {SEARCHED[arm]: value, "evaluate": "valid"}
+    elif arm in USED_BY and not getattr(settings, SEARCHED[USED_BY[arm]]):
+        chosen = {SEARCHED[USED_BY[arm]]: best(runs, USED_BY[arm], auroc_at_end)}
+    return arm, replace(settings, **chosen)

@@ -59,6 +59,31 @@ def conv_trunk(channels: int, side: int, maps: Sequence[int], width: int, *, dro
     return nn.Sequential(*layers, nn.Dropout(dropout)) if dropout else nn.Sequential(*layers)
 
 
+def conv_body(
+    shape: Sequence[int], maps: Sequence[int], kernel: int, pools: int, widths: Sequence[int]
+) -> nn.Sequential:
+    """Net without output layer for images: convolutions with ReLU, the first `pools` pooled 2 x 2, and ReLU layers.
+
+    Args:
+        shape: (C, H, W) of an image.
+        maps: Of each convolution.
+        kernel: Side of the filters, odd; borders are padded.
+        pools: How many convolutions are followed by max pooling.
+        widths: Units in each fully connected layer.
+    """
+    channels, height, width = shape
+    layers: list[nn.Module] = []
+    for k, (inputs, outputs) in enumerate(pairwise((channels, *maps))):
+        layers += [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), nn.ReLU()]
+        if k < pools:
+            layers.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+    layers.append(nn.Flatten())
+    for inputs, outputs in pairwise((maps[-1] * height * width, *widths)):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
 def optimizer(name: str, model: nn.Module, *, lr: float, momentum: float = 0.0) -> torch.optim.Optimizer:
     """Return "sgd" or "adam" over all parameters; a ValueError names any other.
 

@@ -11,9 +11,11 @@ from den_cases import WIDTHS, build, mlp
 from torch import nn
 
 from avl_plugins import InMemoryLoaderPlugin
+from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.plugin import DENPlugin
 from avl_plugins.den.stand_in import NewUnits, Selected
 from avl_plugins.ewc.plugin import EWCPlugin
+from benchmarks.datasets import split
 
 
 class Watch(SupervisedPlugin):
@@ -196,6 +198,25 @@ def test_all_tasks_are_kept(digits_split):
     assert min(accuracies) > 0.85
     assert len(strategy.den.history) == 5
     assert [layer.stamps == sorted(layer.stamps) for layer in strategy.model.hidden] == [True, True]
+
+
+def test_convolutions_grow(digits_arrays):
+    """All phases on feature maps: units are filters, and the layer above a flattened one reads four inputs of each."""
+    body = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(24, 10), nn.ReLU()
+    )  # fmt: skip
+    net = DynamicallyExpandableNetwork(body)
+    stream = split(digits_arrays, 5, seed=0, flat=False)
+    strategy = build(net, plugins=[InMemoryLoaderPlugin()], epochs=15, expand_by=2, drift_threshold=0.01, max_splits=1)
+    strategy.train(stream.train_stream[:3])
+    for entry in strategy.den.history[1:]:
+        assert entry["added"] == [2, 2]
+        assert entry["split"] == [1, 1]
+    grown = [2 * 3 - sum(entry["removed"][k] for entry in strategy.den.history[1:]) for k in (0, 1)]
+    assert [layer.units for layer in net.hidden] == [6 + grown[0], 10 + grown[1]]
+    assert net.hidden[1].layer.weight.shape == (10 + grown[1], 4 * (6 + grown[0]))
+    results = strategy.eval(stream.test_stream[:3])
+    assert min(value for name, value in results.items() if "Acc_Exp" in name) > 0.85
 
 
 def test_ablations(digits_split):

@@ -19,7 +19,7 @@ def group_soft_threshold(weight: Tensor, threshold: float, dim: int | tuple[int,
         threshold: At least 0.
         dim: Dimensions that make up a group; each index of the others is one.
     """
-    norm = weight.norm(dim=dim, keepdim=True)
+    norm = torch.linalg.vector_norm(weight, dim=dim, keepdim=True)
     scale = torch.where(norm > threshold, 1 - threshold / norm.clamp(min=1e-38), torch.zeros_like(norm))
     return weight * scale
 

@@ -17,13 +17,12 @@ and its adapters an eighth of the paper's width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.den_rows import (
     against,
-    auroc_at_end,
     auroc_rows,
     capacity_rows,
     chosen_note,
@@ -32,10 +31,9 @@ from benchmarks.den_rows import (
     mean_units,
     seconds_from_second,
 )
-from benchmarks.den_settings import DENSettings
+from benchmarks.den_settings import DENSettings, lambda_jobs, with_lambda
 from benchmarks.experiment import Context, Experiment, Row, Run
 from benchmarks.papers import paper
-from benchmarks.search import best, search_jobs, split_name
 from benchmarks.table import mean_row, paired_row
 
 if TYPE_CHECKING:
@@ -59,16 +57,6 @@ class Settings(DENSettings):
     """Training, validation and test images a class."""
 
 
-def search(settings: Settings) -> list[tuple[str, int]]:
-    """L2 and EWC at every lambda, on the validation seed."""
-    return [
-        job
-        for arm, name in (("l2", "l2_lambda"), ("ewc", "ewc_lambda"))
-        if not getattr(settings, name)
-        for job in search_jobs(arm, "lambda", getattr(settings, name + "s"))
-    ]
-
-
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
     """AUROC on all tasks so far after each, capacity, seconds and growth."""
     import torch
@@ -79,14 +67,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     from benchmarks.models import mlp
 
     torch.manual_seed(seed)
-    arm, value = split_name(arm)
-    if value is not None:
-        chosen: dict[str, Any] = {f"{arm}_lambda": value}
-        settings = replace(settings, evaluate="valid", **chosen)
-    if arm in ("l2", "l2-selective") and not settings.l2_lambda:
-        settings = replace(settings, l2_lambda=best(context.search, "l2", auroc_at_end))
-    if arm == "ewc" and not settings.ewc_lambda:
-        settings = replace(settings, ewc_lambda=best(context.search, "ewc", auroc_at_end))
+    arm, settings = with_lambda(settings, arm, context.search)
     parts = mnist_variation(context.data_root, seed=seed, per_class=settings.per_class)
     kind, _, factor = arm.partition("-x")
     widths = [round(float(factor or 1) * width) for width in settings.widths]
@@ -185,5 +166,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     rows=rows,
     figure=figure,
-    search=search,
+    search=lambda_jobs,
 )
