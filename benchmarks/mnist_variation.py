@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import affine_grid, grid_sample
 
-from benchmarks.datasets import Images, make_benchmark, mnist
+from benchmarks.datasets import Images, digits, make_benchmark, mnist
 
 FILES = (
     "mnist_all_background_images_rotation_normalized_train_valid.amat",
@@ -38,23 +38,31 @@ class Parts:
     name: str
 
 
-def mnist_variation(root: str | Path, *, seed: int, per_class: Sequence[int] = PER_CLASS) -> Parts:
+def mnist_variation(root: str | Path, *, seed: int, per_class: Sequence[int] = PER_CLASS, data: str = "mnist") -> Parts:
     """Return the images, split at random by `seed`: the published ones where `root` has their files, else ours.
 
+    Args:
+        root: Folder of the data.
+        seed: Of the split; rotations and patches are the same for all.
+        per_class: Training, validation and test images a class.
+        data: "mnist", or "digits" to make them of scikit-learn's 8 x 8 digits.
+
     Raises:
-        ValueError: If a file is not what it should be, or there are too few images of a class.
+        ValueError: If there are no such data, a file is not what it should be, or there are too few images of a class.
         FileNotFoundError: If neither the files nor MNIST are there.
     """
     root = Path(root)
-    if all((root / name).is_file() for name in FILES):
+    if data not in ("mnist", "digits"):
+        raise ValueError(f"data must be 'mnist' or 'digits', got {data!r}")
+    if data == "mnist" and all((root / name).is_file() for name in FILES):
         read = [read_amat(root / name) for name in FILES]
         x, y = (np.concatenate([part[k] for part in read]) for k in (0, 1))
         return split_by_class(x, y, per_class, seed=seed, name="mnist-rot-back-image")
-    arrays = mnist(root)
+    arrays = mnist(root) if data == "mnist" else digits()
     x, y = np.concatenate([arrays.x_train, arrays.x_test]), np.concatenate([arrays.y_train, arrays.y_test])
     kept = np.concatenate([np.flatnonzero(y == c)[: sum(per_class)] for c in range(10)])
     made = over_photographs(rotated(x[kept], seed=0), sample_photographs(), seed=0)
-    return split_by_class(made, y[kept], per_class, seed=seed, name="mnist-variation")
+    return split_by_class(made, y[kept], per_class, seed=seed, name=f"{data}-variation")
 
 
 def read_amat(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
