@@ -30,6 +30,7 @@ CASES = {
     "ewc-adam": (("ewc", "multihead", "adam"), True, 1 / 12),
     "progressive": (("progressive", "progressive", "adam"), True, 1 / 12),
     "dgr": (("dgr", "incremental", "adam"), True, 1 / 12),
+    "den": (("den", "den", "adam"), True, 1 / 12),
 }
 
 
