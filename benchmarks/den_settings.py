@@ -28,11 +28,11 @@ class DENSettings:
     """Weight decay of Adam, the l2 regularisation of all arms."""
     l2_lambda: float = 0.0
     """Weight of the distance to the weights before the task, of l2 and l2-selective; 0 for the one searched."""
-    l2_lambdas: tuple[float, ...] = (0.001, 0.01, 0.1)
+    l2_lambdas: tuple[float, ...] = (1, 10, 100)
     """Weights that are searched."""
     ewc_lambda: float = 0.0
     """Lambda of EWC; 0 for the one searched."""
-    ewc_lambdas: tuple[float, ...] = (10, 100, 1000)
+    ewc_lambdas: tuple[float, ...] = (100, 1000, 10000)
     """Lambdas that are searched."""
     fisher_samples: int | None = 1000
     """Images for EWC's Fisher; None for all."""
@@ -40,21 +40,23 @@ class DENSettings:
     """mu, the weight of the L1 norm."""
     l2: float = 1e-4
     """mu of selective retraining."""
-    retraining_drift: float = 0.0
+    selective_l1: float = 0.1
+    """mu of the arms "l1" and "selective", which are about how few units are used."""
+    retraining_drift: float = 10.0
     """Weight of the drift penalty in selective retraining; 0 in the paper, 0.25 in its authors' code."""
-    group_lasso: float = 1.0
+    group_lasso: float = 0.3
     """gamma, the weight of group lasso."""
-    drift_lambda: float = 0.25
+    drift_lambda: float = 10.0
     """lambda, the weight of the drift penalty."""
     loss_threshold: float = 0.01
     """tau: the network is expanded where the loss is larger."""
-    drift_threshold: float = 0.05
+    drift_threshold: float = 0.003
     """sigma: units are split that moved further."""
     expand_by: int = 20
     """k, units added to a layer and task, before group lasso takes some away."""
     constant_by: int = 13
     """Units that the arm "constant" adds; the paper has 13 and 20."""
-    max_splits: int | None = 10
+    max_splits: int | None = 8
     """Most units that are split in a layer; None for no bound."""
     phase_epochs: int | None = None
     """Epochs of expansion and of the trainings with the drift penalty; None: as many as `epochs`."""
