@@ -14,8 +14,8 @@ trials that are not recorded here: l1 of 0.003 to 0.1, group_lasso 0.3 or 1, dri
 to it) 0.25, 2 or 10, and splits from a drift of 0.05, 0.01 or 0.003 on, not all combinations; of these the best with a
 capacity below 2; the l1 of "l1" and "selective" for about as few units as in the paper. Epochs, k and tau were not
 searched.
-Deviations: the drift penalty also in selective retraining, as in the authors' code; Adam of the authors' code without its decay of the learning rate; heads of "progressive" have two logits,
-and its adapters an eighth of the paper's width.
+Deviations: the drift penalty also in selective retraining, as in the authors' code; its Adam without the decay of the
+learning rate; heads of "progressive" have two logits, and its adapters an eighth of the paper's width.
 """
 
 from __future__ import annotations
