@@ -95,12 +95,10 @@ def domain_figure(runs: Sequence[Run], parts: Sequence[tuple[str, dict[str, str]
             panel.set(xlabel="tasks learnt", ylim=(0, 1.02))
         panels[0].set(ylabel="test accuracy")
         panels[0].legend(fontsize="small")
-        grids: Sequence[str] = next(
-            (r.measurements["grids"] for r in runs if r.arm == next(iter(arms.values())) and r.measurements["grids"]),
-            [],
-        )
+        shown, arm = next(iter(arms.items()))
+        grids: Sequence[str] = next((run.measurements["grids"] for run in runs if run.arm == arm), [])
         if grids:
-            draw_grids(right, grids, f"replayed, {next(iter(arms))}")
+            draw_grids(right, grids, [f"replayed, {shown}"])
     return fig
 
 
