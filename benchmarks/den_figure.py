@@ -43,7 +43,8 @@ def den_figure(
             values = paper_curves[arm]
             over.plot(range(1, len(values) + 1), values, "--x", ms=4, lw=0.8, color=colours[arm])
     over.set(xlabel="tasks learnt", ylabel="AUROC, tasks so far", title="dashed: the paper")
-    over.legend(fontsize="small", ncols=2)
+    if over.has_data():
+        over.legend(fontsize="small", ncols=2)
     for k, (arm, own) in enumerate(by_arm.items()):
         if own:
             size = 100 * np.mean([run.measurements["capacity"] for run in own])
@@ -60,7 +61,8 @@ def den_figure(
                 label = arm if task == tasks[0] else None
                 single.plot(np.arange(task, task + len(mean)), mean, "-o", ms=3, color=f"C{k}", label=label)
     single.set(xlabel="tasks learnt", ylabel="AUROC of one task", title="tasks " + ", ".join(map(str, tasks)))
-    single.legend(fontsize="small")
+    if single.has_data():
+        single.legend(fontsize="small")
     _units(units, by_arm.get("den", []))
     return fig
 
@@ -79,4 +81,5 @@ def _units(axes: Any, runs: Sequence[Run]) -> None:
             means = [np.mean(values) for values in by_task.values()]
             axes.plot(range(2, 2 + len(means)), means, style, color=f"C{layer - 1}", label=f"{kind}, layer {layer}")
     axes.set(xlabel="task", ylabel="units", title="DEN", yscale="symlog")
-    axes.legend(fontsize="small", ncols=2)
+    if rows:
+        axes.legend(fontsize="small", ncols=2)

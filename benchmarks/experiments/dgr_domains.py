@@ -132,10 +132,11 @@ def figure(runs: Sequence[Run]) -> Figure:
     """Accuracy on both domains as the epochs go by, in both orders, and what is replayed."""
     from benchmarks.plots import domain_figure
 
-    domain = runs[0].settings["domain"]
+    names = {run.arm.endswith(BACK): run.measurements["domains"][0] for run in runs}
     parts = [
-        (title, {method: method + back for method in METHODS})
-        for title, back in (("MNIST first", ""), (f"{domain} first", BACK))
+        (f"{names[back]} first", {method: method + (BACK if back else "") for method in METHODS})
+        for back in (False, True)
+        if back in names
     ]
     return domain_figure(runs, parts)
 
