@@ -44,5 +44,6 @@ def accuracy_on_test(solver: Any, arrays: Arrays) -> float:
 
 
 def images_of(pixels: Any) -> Any:
-    """Images (N, H, W) uint8 as tensors (N, 1, H, W) in [0, 1]."""
-    return torch.from_numpy(pixels)[:, None].float() / 255
+    """Images (N, H, W) or (N, H, W, C) uint8 as tensors (N, C, H, W) in [0, 1]."""
+    images = torch.from_numpy(pixels)
+    return (images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)).float() / 255

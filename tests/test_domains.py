@@ -1,15 +1,21 @@
 """Two domains of the same digits: what is done to images, and benchmarks that show one after the other."""
 
+import base64
+import io
+from dataclasses import replace
 from hashlib import md5
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import SVHN
 
 from benchmarks.datasets import Arrays, digits, split
 from benchmarks.domains import domain_pair, in_turn, on_photographs, padded, svhn
+from benchmarks.experiment import Context
+from benchmarks.experiments import dgr_chain, dgr_classes, dgr_samples
 
 
 @pytest.fixture
@@ -103,3 +109,19 @@ def test_bad_domains(tmp_path):
         in_turn(plain, Arrays(*(np.zeros((3, 9, 9), np.uint8), plain.y_train[:3]) * 2, name="larger"), seed=0)
     with pytest.raises(ValueError, match="validation must be between 0 and"):
         in_turn(plain, plain, seed=0, validation=5000)
+
+
+@pytest.mark.filterwarnings("ignore:No loggers specified")
+def test_replay_experiments_take_colour(svhn_files, monkeypatch):
+    """Classes, chain and samples run on SVHN's format: 3 x 32 x 32, here a few images of noise."""
+    random = np.random.default_rng(0)
+    x, y = random.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8), np.arange(60) % 10
+    noise = Arrays(x, y, x[:20], y[:20], "svhn")
+    monkeypatch.setattr("benchmarks.training.svhn", lambda root: noise)
+    for experiment in (dgr_classes, dgr_chain, dgr_samples):
+        settings = replace(experiment.EXPERIMENT.scales["smoke"], data="svhn", iterations=2)
+        if hasattr(settings, "validation"):
+            settings = replace(settings, validation=10)
+        found = experiment.measure(settings, "gr", 0, Context())
+        image = Image.open(io.BytesIO(base64.b64decode(found["grids"][0])))
+        assert (image.mode, image.size) == ("RGB", (8 * 33 + 1, 8 * 33 + 1)), "eight images of 32 and their borders"

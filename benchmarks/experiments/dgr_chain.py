@@ -31,7 +31,7 @@ class Settings:
     """A chain of scholars on MNIST."""
 
     data: str = "mnist"
-    """Data set: mnist or digits."""
+    """Data set: mnist, svhn or digits."""
     scholars: int = 5
     """Scholars in the chain, the first of which sees real data."""
     width: int = 400
@@ -73,7 +73,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     from avl_plugins.dgr.scholar import Solver
     from benchmarks.models import image_mlp
     from benchmarks.replay import make_gan, make_vae, png
-    from benchmarks.scholars import accuracy_on_test, learn_generator, learn_solver
+    from benchmarks.scholars import accuracy_on_test, images_of, learn_generator, learn_solver
     from benchmarks.training import load_arrays
 
     torch.manual_seed(seed)
@@ -82,10 +82,11 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     if context.resume and context.checkpoint is not None:
         saved = torch.load(context.checkpoint, weights_only=True)
     make = make_gan if arm == "gr" else make_vae
+    shape = tuple(images_of(arrays.x_train[:1]).shape[1:])
     teacher: Any = None
     for number in range(max(0, len(saved["accuracy"]) - 1), settings.scholars):
         solver = image_mlp(arrays, settings.width).to(context.device)
-        generator = make((1, *arrays.x_train.shape[1:3]), settings, fully_connected=False).to(context.device)
+        generator = make(shape, settings, fully_connected=False).to(context.device)
         generator.data_range = (0.0, 1.0)
         if number < len(saved["accuracy"]):  # the last one before the job was interrupted
             solver.load_state_dict(saved["solver"])

@@ -36,7 +36,7 @@ class Settings:
     """Split MNIST, class-incremental."""
 
     data: str = "mnist"
-    """Data set: mnist or digits."""
+    """Data set: mnist, svhn or digits."""
     tasks: int = 5
     """Number of tasks the ten digits are split into."""
     width: int = 400
@@ -88,7 +88,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     arrays = load_arrays(settings.data, context)
     benchmark = split(arrays, settings.tasks, seed=seed, task_labels=False, validation=settings.validation, flat=False)
     model = image_mlp(arrays, settings.width)
-    shape = (1, *arrays.x_train.shape[1:3])
+    shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
     return train_arm(arm, model, benchmark, settings, context, shape=shape, fully_connected=False)
 
 

@@ -100,7 +100,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     arrays = load_arrays(settings.data, context)
     benchmark = permuted(arrays, settings.tasks, seed=seed, validation=settings.validation, flat=False)
     model = image_mlp(arrays, settings.width)
-    shape = (1, *arrays.x_train.shape[1:3])
+    shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
     kind = "none" if arm == "none-best" else arm
     found = train_arm(kind, model, benchmark, settings, context, shape=shape, fully_connected=True)
     return {**found, "lr": settings.lr}
