@@ -233,5 +233,9 @@ def test_perf_compares_every_alternative(tmp_path):
     ours = lines["epoch, ours", "bare loop"]
     assert ours["ratio"] == pytest.approx(ours["seconds"] / bare)
     assert ours["met"] == (ours["ratio"] <= 1.8)
-    assert len([line for line in lines.values() if line["target"]]) == 15
+    assert len([line for line in lines.values() if line["target"]]) == 17
+    doubled = lines["step on real and replayed batch, bare", "without"]
+    plain = lines["step without replay, bare", ""]
+    assert doubled["ratio"] == pytest.approx(doubled["seconds"] / plain["seconds"])
+    assert doubled["ratio"] > 1, "it does more"
     assert "epoch, ours" in ran.stdout
