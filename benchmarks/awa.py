@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from benchmarks.datasets import digits
+from benchmarks.mnist_variation import rows_by_class
 
 FILES = ("AwA2-features.txt", "AwA2-labels.txt")
 
@@ -88,15 +89,7 @@ def one_vs_rest_features(
     classes = np.unique(labels)
     if not 1 <= tasks <= len(classes):
         raise ValueError(f"tasks: expected 1 to {len(classes)}, the number of classes, got {tasks}")
-    random = np.random.default_rng(seed)
-    chosen: list[list[NDArray[Any]]] = [[], [], []]
-    for label in classes:
-        rows = random.permutation(np.flatnonzero(labels == label))
-        if len(rows) < sum(per_class):
-            raise ValueError(f"per_class: {sum(per_class)} samples of class {label} asked for, there are {len(rows)}")
-        for part, own in zip(chosen, np.split(rows, np.cumsum(per_class))[:3], strict=True):
-            part.append(own)
-    train, valid, test = (np.concatenate(part) for part in chosen)
+    train, valid, test = rows_by_class(labels, per_class, seed=seed)
     pca = PCA(min(dimensions, len(train), features.shape[1]), random_state=seed).fit(features[train])
     scale = np.sqrt(pca.explained_variance_[0])
     streams: dict[str, list[Features]] = {}

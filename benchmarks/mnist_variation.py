@@ -122,19 +122,28 @@ def over_photographs(
     return np.round((digits + (1 - digits) * contrast * patches) * 255).astype(np.uint8)
 
 
-def split_by_class(
-    x: NDArray[np.uint8], y: NDArray[np.int64], per_class: Sequence[int], *, seed: int, name: str
-) -> Parts:
-    """Return training, validation and test images, so many of each class, at random."""
+def rows_by_class(y: NDArray[np.int64], per_class: Sequence[int], *, seed: int) -> list[NDArray[np.int64]]:
+    """Return the numbers of training, validation and test samples, so many of each class, at random.
+
+    Raises:
+        ValueError: If there are too few of a class.
+    """
     random = np.random.default_rng(seed)
     chosen: list[list[NDArray[Any]]] = [[], [], []]
     for label in np.unique(y):
         rows = random.permutation(np.flatnonzero(y == label))
         if len(rows) < sum(per_class):
-            raise ValueError(f"per_class: {sum(per_class)} images of class {label} asked for, there are {len(rows)}")
+            raise ValueError(f"per_class: {sum(per_class)} samples of class {label} asked for, there are {len(rows)}")
         for part, own in zip(chosen, np.split(rows, np.cumsum(per_class))[:3], strict=True):
             part.append(own)
-    train, valid, test = (np.concatenate(part) for part in chosen)
+    return [np.concatenate(part) for part in chosen]
+
+
+def split_by_class(
+    x: NDArray[np.uint8], y: NDArray[np.int64], per_class: Sequence[int], *, seed: int, name: str
+) -> Parts:
+    """Return training, validation and test images, so many of each class, at random."""
+    train, valid, test = rows_by_class(y, per_class, seed=seed)
     return Parts((x[train], y[train]), (x[valid], y[valid]), (x[test], y[test]), name)
 
 

@@ -71,7 +71,7 @@ def test_one_vs_rest_tasks():
         x, _, label = experience.dataset[0]
         assert (x.shape, label) == ((64,), task)
     assert np.array_equal(np.array(benchmark.train_stream[2].dataset.targets), (parts.train[1] == 2).astype(int))
-    with pytest.raises(ValueError, match="per_class: 1020 images of class 0 asked for, there are"):
+    with pytest.raises(ValueError, match="per_class: 1020 samples of class 0 asked for, there are"):
         split_by_class(arrays.x_train, arrays.y_train, (1000, 10, 10), seed=0, name="x")
 
 

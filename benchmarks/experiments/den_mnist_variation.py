@@ -131,10 +131,9 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         runs, ("l2-selective", "constant", "dynamic"), expansion
     )
     table += auroc_rows(runs, ("no-stamp",), {"auroc": {}})
-    for arm in ("selective",):
-        for layer, units in enumerate(selective["units"][arm], start=1):
-            value = partial(mean_units, kind="selected", layer=layer)
-            table.append(mean_row(runs, arm, f"units selected, layer {layer}", value=value, paper=units))
+    for layer, units in enumerate(selective["units"]["selective"], start=1):
+        value = partial(mean_units, kind="selected", layer=layer)
+        table.append(mean_row(runs, "selective", f"units selected, layer {layer}", value=value, paper=units))
     table += growth_rows(runs, "den", 2)
     shown = ("stl", "mtl", "progressive", *WIDER)
     return table + auroc_rows(runs, WIDER, {"auroc": {}}) + capacity_rows(runs, shown, {"capacity": {}})

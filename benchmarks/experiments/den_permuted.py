@@ -3,7 +3,7 @@
 The paper: ten tasks of ten classes, a head with ten one-vs-rest outputs each, a net of 312 and 128 units, AUROC.
 
 What we do: the same. Lambdas of "l2" and EWC are chosen on held-out images of a seed that is not used afterwards; DEN's
-settings are those of den-mnist-variation but for `loss_threshold`.
+settings are those of den-mnist-variation, not searched anew.
 Deviations: fewer epochs at cpu scale.
 """
 
