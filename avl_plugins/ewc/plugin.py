@@ -61,9 +61,16 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         gamma: forgetting factor of mode "online", in (0, 1].
         normalise: divide each task's F by its mean over the protected parameters, so that tasks weigh the same
             (Schwarz et al. normalise but do not say how).
+        revisits: what becomes of a task's term when its label comes back. "add": it stays, and another is added.
+            "replace": the new one takes its place, as in the paper's Atari agent (app. 4.2), which visits games again
+            and again; the terms are then held one by one, memory growing with the number of tasks. It needs
+            mode="separate".
+        protect: strategy -> whether the task that ends gets a term at all, for example only after a number of steps in
+            it (`lambda strategy: strategy.steps_of[strategy.label] >= 5_000_000`). None: always.
         max_samples: use a uniformly random subset of this many samples for the Fisher.
-        fisher_data: strategy -> batches (x, y) or (x, y, t) for the Fisher, e.g. from a replay buffer. Default: the
-            experience's data set under its *eval* transforms, in order, put together by its `collate_fn`.
+        fisher_data: strategy -> batches (x, y) or (x, y, t) for the Fisher, e.g. from a replay buffer. Default: what
+            the strategy's own `fisher_batches()` returns, if it has that (`avl_plugins.rl`: states of the task), else
+            the experience's data set under its *eval* transforms, in order, put together by its `collate_fn`.
         fisher_batch_size: samples a batch in that default; only labels "batch" depend on it. None: `train_mb_size` for
             "batch", else what `batches_in_memory` finds fit, 1000 where samples are small.
         likelihood: "categorical", "bernoulli", "gaussian" or a callable; see `diagonal_fisher`.
@@ -102,6 +109,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         mode: Literal["separate", "online"] = "separate",
         gamma: float = 1.0,
         normalise: bool = False,
+        revisits: Literal["add", "replace"] = "add",
+        protect: Callable[[Any], bool] | None = None,
         max_samples: int | None = None,
         fisher_data: Callable[[Any], Iterable[Any]] | None = None,
         fisher_batch_size: int | None = None,
@@ -117,6 +126,9 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         check_choice("importance", importance, ("fisher", "uniform"))
         check_choice("mode", mode, ("separate", "online"), " (Huszar's version: mode='online', gamma=1.0)")
         check_choice("step", step, ("gradient", "proximal"))
+        check_choice("revisits", revisits, ("add", "replace"))
+        if revisits == "replace" and mode != "separate":
+            raise ValueError("revisits='replace' needs mode='separate': mode='online' has one term for all tasks")
         check_number("gamma", gamma, low=0, high=1, open_low=True)
         if gamma != 1 and mode != "online":
             raise ValueError(f"gamma={gamma} has no effect with mode={mode!r}: use mode='online'")
@@ -129,6 +141,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.labels = labels
         self.importance = importance
         self.mode, self.gamma, self.normalise = mode, gamma, normalise
+        self.revisits, self.protect = revisits, protect
         self.max_samples = max_samples
         self.fisher_data = fisher_data
         self.fisher_batch_size = fisher_batch_size
@@ -136,6 +149,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.step = step
         self.include, self.exclude, self.seed = include, exclude, seed
         self.penalty = QuadraticPenalty()
+        self._terms: dict[int, QuadraticPenalty] = {}  # by task label, with revisits="replace"
         self.tasks = 0
         self.importances: dict[str, Tensor] = {}
         self.fisher_seconds = 0.0
@@ -214,6 +228,17 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if task is None:
             self._parts = parts
             return
+        self._consolidate(strategy, task)
+
+    def switch_task(self, strategy: Any, **kwargs: Any) -> None:
+        """End the task `strategy.label`: a strategy of `avl_plugins.rl` has recognised another one."""
+        self._consolidate(strategy, strategy.experience)
+
+    def _consolidate(self, strategy: Any, task: Any) -> None:
+        """Measure a task's importances and add its penalty."""
+        if self.protect is not None and not self.protect(strategy):
+            self._active = self._idle_value = None
+            return
         parameters = dict(strategy.model.named_parameters())
         protected = select(parameters, self.include, self.exclude)
         generator = copied_generator(self._generator, self.seed)  # an error leaves ours as it was
@@ -235,7 +260,14 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if self.normalise:
             importances = normalised(importances)
         seconds = perf_counter() - started
-        if self.mode == "separate":
+        if self.revisits == "replace":
+            term = QuadraticPenalty()
+            term.merge(importances, parameters, scale=self.ewc_lambda)
+            label = _label(strategy, self.tasks)
+            # The latest is last: parameters only grow, and folding takes the smaller shapes first.
+            terms = {other: t for other, t in self._terms.items() if other != label} | {label: term}
+            self.penalty, self._terms = _folded(terms.values()), terms
+        elif self.mode == "separate":
             self.penalty.merge(importances, parameters, scale=self.ewc_lambda)
         else:
             self.penalty.recentre(importances, parameters, scale=self.ewc_lambda, decay=self.gamma)
@@ -246,6 +278,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     def _batches(self, strategy: Any, task: Any) -> Iterable[Any]:
         if self.fisher_data is not None:
             return self.fisher_data(strategy)
+        if hasattr(strategy, "fisher_batches"):
+            return strategy.fisher_batches()
         size = self.fisher_batch_size or (strategy.train_mb_size if self.labels == "batch" else None)
         return batches_in_memory(task.dataset, size)  # in the eval transform group: no augmentation
 
@@ -255,6 +289,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             "mode": self.mode,
             "gamma": float(self.gamma),
             "penalty": self.penalty.state_dict(),
+            "terms": {label: term.state_dict() for label, term in self._terms.items()},
             "tasks": self.tasks,
             "importances": dict(self.importances),
             "fisher_seconds": self.fisher_seconds,
@@ -283,7 +318,11 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             )
         saved = state["generator"]
         generator = None if saved is None else torch.Generator().set_state(saved.cpu())
+        terms = {label: QuadraticPenalty() for label in state["terms"]}
+        for label, term in terms.items():
+            term.load_state_dict(state["terms"][label])
         self.penalty.load_state_dict(state["penalty"])
+        self._terms = terms
         self.tasks = state["tasks"]
         self.importances = {name: f.clone() for name, f in state["importances"].items()}
         self.fisher_seconds = state["fisher_seconds"]
@@ -294,3 +333,18 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._warned = set(state["warned"])
         self._active = None if state["active"] is None else set(state["active"])
         self._idle_value = None
+
+
+def _label(strategy: Any, number: int) -> int:
+    """The label of the task that ends; its number where it has none."""
+    if hasattr(strategy, "label"):
+        return int(strategy.label)
+    labels = set(getattr(strategy.experience, "task_labels", None) or ())
+    return int(labels.pop()) if len(labels) == 1 else number
+
+
+def _folded(terms: Iterable[QuadraticPenalty]) -> QuadraticPenalty:
+    whole = QuadraticPenalty()
+    for term in terms:
+        whole.merge(term.precision, term.centre)
+    return whole

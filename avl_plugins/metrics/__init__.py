@@ -14,4 +14,6 @@ from avl_plugins.metrics.learning_curve import learning_curve_area as learning_c
 from avl_plugins.metrics.learning_curve import transfer_score as transfer_score
 from avl_plugins.metrics.progressive import sensitivity_metrics as sensitivity_metrics
 from avl_plugins.metrics.replay import replay_metrics as replay_metrics
+from avl_plugins.metrics.rl import return_metrics as return_metrics
+from avl_plugins.metrics.rl import rollout_metrics as rollout_metrics
 from avl_plugins.metrics.transfer import transfer_metrics as transfer_metrics

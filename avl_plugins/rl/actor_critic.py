@@ -1,0 +1,206 @@
+"""Synchronous advantage actor-critic, as an Avalanche strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from torch.optim import Optimizer
+
+from avl_plugins.rl.environments import Environments
+from avl_plugins.rl.states import RecentStates
+from avl_plugins.rl.stream import RLExperience
+from avl_plugins.rl.template import RLTemplate
+
+__all__ = ["ActorCritic", "advantages", "policy"]
+
+
+def policy(outputs: Tensor) -> Categorical:
+    """Return the policy of an actor-critic's outputs (B, actions + 1), the last of which is the state's value.
+
+    It is the `likelihood` of `EWCPlugin` and `diagonal_fisher` for an actor-critic: the Fisher of the policy.
+    """
+    return Categorical(logits=outputs[:, :-1], validate_args=False)
+
+
+def advantages(
+    rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, *, gamma: float, gae_lambda: float = 1.0
+) -> Tensor:
+    """Return the advantages A_t = sum_k (gamma gae_lambda)^k delta_(t+k), delta_t = r_t + gamma V(s_(t+1)) - V(s_t).
+
+    The sum ends with the episode or with the last step. V(s_(t+1)) is 0 after a terminated episode. With gae_lambda = 1
+    it is the n-step advantage of A3C, r_t + gamma r_(t+1) + ... + gamma^n V(s_(t+n)) - V(s_t) (Mnih et al. 2016,
+    arXiv:1602.01783, alg. S3), else generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
+
+    Args:
+        rewards: (T, N).
+        values: (T + 1, N): V of the states before each step, and of those after the last.
+        terminated: (T, N), bool.
+        truncated: (T, N), bool.
+        gamma: Discount.
+        gae_lambda: Of the estimator, in [0, 1].
+
+    Returns:
+        (T, N).
+    """
+    alive = (~terminated).to(rewards)
+    goes_on = (~(terminated | truncated)).to(rewards)
+    delta = rewards + gamma * alive * values[1:] - values[:-1]
+    found = torch.empty_like(delta)
+    following = torch.zeros_like(delta[0])
+    for t in range(len(delta) - 1, -1, -1):
+        found[t] = following = delta[t] + gamma * gae_lambda * goes_on[t] * following
+    return found
+
+
+class ActorCritic(RLTemplate):
+    r"""Advantage actor-critic with n-step returns, the synchronous version of A3C (Mnih et al. 2016, arXiv:1602.01783).
+
+    After `rollout` steps of all environments there is one update with the mean over these states of
+
+        -log pi(a|s) A + value_weight (R - V(s))^2 - entropy_weight H(pi(.|s)),
+
+    A the n-step advantage, held constant, and R = A + V(s) the return; see `advantages`. It stands in for the
+    asynchronous agent of Progressive Networks (Rusu et al. 2016, arXiv:1606.04671, app. C): `num_envs` environments in
+    step for 16 workers that update without waiting, means over them where the paper's workers take sums. The paper's
+    optimizer is RMSProp without momentum and centring, lr 1e-3, 5e-4 or 1e-4, entropy 1e-2, 1e-3 or 1e-4, gradient
+    norm 20 or 40; discount 0.99, 5 steps and RMSProp's decay 0.99 are A3C's.
+
+    The network has an output for each action, the logits of the policy, and one more for the value. Networks that make
+    heads themselves (`ProgressiveNetwork`) do that without being told. For EWC: `EWCPlugin(likelihood=policy, ...)`.
+
+    Args:
+        model: (B, ...) -> (B, actions + 1).
+        optimizer: Its optimizer.
+        rollout: Steps of each environment between updates, t_max.
+        gae_lambda: 1 is the n-step advantage.
+        value_weight: Weight of the value's loss.
+        entropy_weight: Weight of the entropy, beta.
+        normalise_advantages: Divide them by their standard deviation in the mini-batch, after subtracting the mean.
+        fisher_states: States that are kept of the task for the Fisher: 100 mini-batches of 32, as for the paper's DQN.
+            One step of all environments is kept of each rollout.
+        eval_greedy: Take the most likely action in evaluation; else sample, as in training.
+        **kwargs: Of `RLTemplate`: num_envs, epoch_steps, gamma, max_grad_norm (40 here), eval_episodes, ...
+
+    Raises:
+        ValueError: If an argument is out of range, or an `RLTemplate` says so.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        rollout: int = 5,
+        gae_lambda: float = 1.0,
+        value_weight: float = 0.5,
+        entropy_weight: float = 0.01,
+        normalise_advantages: bool = False,
+        fisher_states: int = 3200,
+        eval_greedy: bool = False,
+        max_grad_norm: float | None = 40.0,
+        **kwargs: Any,
+    ) -> None:
+        for name, value in (("rollout", rollout), ("fisher_states", fisher_states)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not 0 <= gae_lambda <= 1:
+            raise ValueError(f"gae_lambda: expected a number from 0 to 1, got {gae_lambda}")
+        for name, weight in (("value_weight", value_weight), ("entropy_weight", entropy_weight)):
+            if weight < 0:
+                raise ValueError(f"{name}: expected at least 0, got {weight}")
+        self.rollout, self.gae_lambda = rollout, gae_lambda
+        self.value_weight, self.entropy_weight = value_weight, entropy_weight
+        self.normalise_advantages = normalise_advantages
+        self.eval_greedy = eval_greedy
+        self.states = RecentStates(fisher_states)
+        super().__init__(model=model, optimizer=optimizer, max_grad_norm=max_grad_norm, **kwargs)
+
+    def head_outputs(self, experience: RLExperience) -> int:
+        """One for each action, and the value."""
+        return experience.actions + 1
+
+    def updates_in(self, steps: int) -> int:
+        """One for each rollout; the last may be shorter."""
+        return -(-steps // (self.num_envs * self.rollout))
+
+    def rollouts(self, environments: Environments, steps: int) -> Iterator[list[Tensor]]:
+        """Yield [states, actions, returns, advantages, weights, task labels], each (rollout * environments, ...)."""
+        left = steps // self.num_envs
+        while left:
+            length = min(self.rollout, left)
+            left -= length
+            self.switch_if_requested()
+            yield self._rollout(environments, length)
+
+    @torch.no_grad()
+    def _rollout(self, environments: Environments, length: int) -> list[Tensor]:
+        observations = environments.observations
+        seen = observations.new_empty((length, *observations.shape))
+        kinds = [torch.float32, torch.bool, torch.bool, torch.bool]
+        rewards, terminated, truncated, valid = (torch.empty(length, self.num_envs, dtype=kind) for kind in kinds)
+        actions = torch.empty(length, self.num_envs, dtype=torch.long)
+        values = torch.empty(length + 1, self.num_envs)
+        for t in range(length):
+            seen[t] = environments.observations
+            outputs = self.outputs(environments.observations).float().cpu()
+            values[t] = outputs[:, -1]
+            actions[t] = _sampled(outputs[:, :-1])
+            step = environments.step(actions[t])
+            self.notice(step.observations)
+            rewards[t], terminated[t], truncated[t], valid[t] = (
+                self.clipped(step.rewards),
+                step.terminated,
+                step.truncated,
+                step.valid,
+            )
+        values[length] = self.outputs(environments.observations)[:, -1].float().cpu()
+        # A step that only begins an episode is left out by its weight; nothing flows over it, as the one before ended.
+        found = advantages(rewards, values, terminated, truncated, gamma=self.gamma, gae_lambda=self.gae_lambda)
+        self.states.add(seen[int(torch.randint(length, ()))], self.label)
+        self.count(length * self.num_envs)
+        labels = torch.full((length * self.num_envs,), self.label)
+        columns = (seen, actions, found + values[:-1], found, valid.float())
+        return [*(column.flatten(0, 1) for column in columns), labels]
+
+    def training_loss(self) -> Tensor:
+        """Return the actor-critic loss, the mean over the valid states."""
+        _, actions, returns, advantage, weights, _ = self.mbatch
+        share = weights / weights.sum().clamp_min(1)
+        if self.normalise_advantages:
+            mean = (share * advantage).sum()
+            advantage = (advantage - mean) / ((share * (advantage - mean).square()).sum().sqrt() + 1e-8)
+        logits, values = self.mb_output[:, :-1], self.mb_output[:, -1]
+        log_pi = logits.log_softmax(1)
+        entropy = -(log_pi.exp() * log_pi).sum(1)
+        chosen = log_pi.gather(1, actions[:, None]).squeeze(1)
+        each = -chosen * advantage + self.value_weight * (returns - values).square() - self.entropy_weight * entropy
+        return (share * each).sum()
+
+    @torch.no_grad()
+    def choose(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the most likely actions, or sampled ones."""
+        return outputs[:, :-1].argmax(1) if self.eval_greedy else _sampled(outputs[:, :-1], generator)
+
+    def fisher_batches(self) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """Return the states that have been kept of the task, 32 at a time."""
+        for states in self.states.of(self.label).split(32):
+            yield self._as_input(states), torch.zeros(len(states)), torch.full((len(states),), self.label)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts and the states that have been kept."""
+        return super().state_dict() | {"states": self.states.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them."""
+        super().load_state_dict(state)
+        self.states.load_state_dict(state["states"])
+
+
+def _sampled(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw from the softmax: the largest of the logits with Gumbel noise."""
+    noise = torch.empty_like(logits).exponential_(generator=generator)
+    return (logits - noise.log()).argmax(1)

@@ -1,0 +1,125 @@
+"""A network that tasks share but for gains and biases of their own in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from avalanche.models import MultiTaskModule
+from torch import Tensor, nn
+
+from avl_plugins._labels import experience_labels, task_label
+from avl_plugins._model_state import undo_for_model
+
+__all__ = ["TaskGains"]
+
+_AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class TaskGains(MultiTaskModule):
+    """Layers with weights that all tasks share, and gains and biases for each task (arXiv:1612.00796, app. 4.2).
+
+    Unit or feature map i of a linear or convolutional layer gives, in task c,
+
+        y_i = (sum_j W_ij x_j + b_i^c) g_i^c,
+
+    b = 0 and g = 1 in the beginning. A task gets its own when it is first trained on; in evaluation, a task that has
+    not been is given b = 0 and g = 1, and the network does not change. The biases of the layers given are not used.
+
+    Args:
+        layers: An `nn.Sequential` of linear and convolutional layers and others without parameters. Its weights are
+            taken over, and its biases are taken away.
+
+    Shapes:
+        input (B, ...) and a task label, an int or (B,); output what the layers give.
+
+    Raises:
+        ValueError: If there is no linear or convolutional layer, or another one with parameters.
+
+    Attributes:
+        labels: Task labels in the order in which they were learnt.
+    """
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self._widths: dict[str, int] = {}
+        for name, layer in self.layers.named_children():
+            if isinstance(layer, _AFFINE):
+                layer.bias = None
+                self._widths[name] = layer.weight.shape[0]
+            elif any(True for _ in layer.parameters()):
+                raise ValueError(
+                    f"layers: layer {name} is a {type(layer).__name__}, whose parameters would be neither shared nor "
+                    "the task's; use linear and convolutional layers"
+                )
+        if not self._widths:
+            raise ValueError("layers: expected a linear or convolutional layer, found none")
+        self.gains = nn.ModuleDict()
+        self.biases = nn.ModuleDict()
+
+    @property
+    def labels(self) -> list[int]:
+        """Task labels in the order in which they were learnt."""
+        return [int(label) for label in self.gains]
+
+    def add_task(self, label: int) -> None:
+        """Give a task its gains and biases; nothing where it has them."""
+        label = task_label(label)
+        if label in self.labels:
+            return
+        like = next(self.layers.parameters())
+        for kept, value in ((self.gains, 1.0), (self.biases, 0.0)):
+            own = {name: nn.Parameter(like.new_full((width,), value)) for name, width in self._widths.items()}
+            kept[str(label)] = nn.ParameterDict(own)
+        self.known_train_tasks_labels = set(self.labels)
+
+    def adaptation(self, experience: Any) -> None:
+        """In training, give a new task its gains and biases; in evaluation, change nothing."""
+        if self.training:
+            for label in experience_labels(experience):
+                self.add_task(label)
+
+    def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
+        """Return the outputs for a task."""
+        known = str(task_label) in self.gains
+        for name, layer in self.layers.named_children():
+            x = layer(x)
+            if known and name in self._widths:
+                gain: Any = self.gains[str(task_label)]
+                bias: Any = self.biases[str(task_label)]
+                shape = (-1, *[1] * (x.ndim - 2))
+                x = (x + bias[name].view(shape)) * gain[name].view(shape)
+        return x
+
+    def forward(self, x: Tensor, task_labels: Any) -> Tensor:
+        """Return the outputs for a task label, or for one a sample."""
+        if not isinstance(task_labels, Tensor):
+            return self.forward_single_task(x, task_label(task_labels))
+        labels: list[int] = torch.unique(task_labels).tolist()
+        if len(labels) == 1:
+            return self.forward_single_task(x, labels[0])
+        places = [(task_labels == label).nonzero().squeeze(1) for label in labels]
+        parts = [self.forward_single_task(x[place], label) for place, label in zip(places, labels, strict=True)]
+        return torch.cat(parts)[torch.cat(places).argsort()]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the tasks."""
+        return {"labels": self.labels}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Add the tasks of a state_dict, which are filled after this."""
+        if own := [label for label in self.labels if label not in state["labels"]]:
+            raise ValueError(f"the network has gains for the tasks {own}, which the state does not have")
+        for label in state["labels"]:
+            self.add_task(label)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Grow to the tasks of the state and fill it; where it does not fit, the network stays as it was."""
+        undo = undo_for_model(self)
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except Exception:
+            undo()
+            raise

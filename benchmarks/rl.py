@@ -1,0 +1,91 @@
+"""What the experiments of reinforcement learning share: an evaluator, the arms' networks, returns as a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from avalanche.core import SupervisedPlugin
+from avalanche.logging import TensorboardLogger
+from avalanche.training.plugins import EvaluationPlugin
+from torch import nn
+
+from avl_plugins import CheckpointEvery, EWCPlugin, ProgressiveNetwork, ProgressivePlugin
+from avl_plugins.metrics import capacity_metrics, return_metrics, rollout_metrics
+from avl_plugins.rl import TaskGains, policy
+from benchmarks.experiment import Context
+from benchmarks.training import ProgressPlugin
+
+ARMS = ("single", "finetune", "ewc", "progressive")
+
+
+def agent(settings: Any, model: nn.Module, **kwargs: Any) -> Any:
+    """Make an actor-critic of settings with num_envs, rollout, lr, entropy, grad_norm and gamma."""
+    import torch
+
+    from avl_plugins.rl import ActorCritic
+
+    return ActorCritic(
+        model=model,
+        optimizer=torch.optim.RMSprop(model.parameters(), lr=settings.lr, alpha=0.99, eps=1e-5),
+        num_envs=settings.num_envs,
+        rollout=settings.rollout,
+        entropy_weight=settings.entropy,
+        max_grad_norm=settings.grad_norm,
+        gamma=settings.gamma,
+        **kwargs,
+    )
+
+
+def make_network(arm: str, body: nn.Sequential, features: int, outputs: int) -> nn.Module:
+    """Make an arm's network: columns with or without connections, or layers that tasks share but for gains and biases.
+
+    Raises:
+        ValueError: If there is no such arm.
+    """
+    if arm not in ARMS:
+        raise ValueError(f"arm {arm!r}: expected one of {', '.join(ARMS)}")
+    if arm in ("progressive", "single"):
+        return ProgressiveNetwork(body, adapter="mlp" if arm == "progressive" else None)
+    return TaskGains(body.append(nn.Linear(features, outputs)))
+
+
+def method_plugins(arm: str, ewc_lambda: float) -> list[SupervisedPlugin]:
+    """Make the plugin that makes an arm what it is."""
+    if arm in ("progressive", "single"):
+        return [ProgressivePlugin()]
+    return [EWCPlugin(ewc_lambda=ewc_lambda, likelihood=policy, revisits="replace")] if arm == "ewc" else []
+
+
+def job_plugins(context: Context, visits: int) -> list[SupervisedPlugin]:
+    """Make what every job has: a progress bar and a checkpoint an epoch."""
+    plugins: list[SupervisedPlugin] = [ProgressPlugin(context, visits)]
+    if context.checkpoint is not None:
+        plugins.append(CheckpointEvery(context.checkpoint))
+    return plugins
+
+
+def make_evaluator(
+    context: Context, references: Mapping[str, tuple[float, float]] | None = None, *more: Any
+) -> EvaluationPlugin:
+    """Returns, lengths, speed, capacity and pictures, logged to the job's TensorBoard folder."""
+    loggers = [TensorboardLogger(tb_log_dir=str(context.logdir))] if context.logdir else []
+    metrics = (return_metrics(references=references), capacity_metrics(), rollout_metrics(), *more)
+    return EvaluationPlugin(*metrics, loggers=loggers)
+
+
+def returns_after(strategy: Any, metric: str = "Return") -> dict[int, list[float]]:
+    """Mean return of each evaluation by task label, in order."""
+    found: dict[int, list[float]] = {}
+    for name, (_, values) in strategy.evaluator.get_all_metrics().items():
+        if name.startswith(f"{metric}/eval_phase/"):
+            found[int(name.rpartition("/Exp")[2])] = list(values)
+    return dict(sorted(found.items()))
+
+
+def learning_curves(strategy: Any) -> dict[int, list[tuple[int, float]]]:
+    """Points (agent steps in the task, mean return of the epoch) by task label."""
+    from avl_plugins.metrics.rl import EpisodeMean
+
+    metric = next(m for m in strategy.evaluator.metrics if isinstance(m, EpisodeMean) and m.name == "Return")
+    return {label: [(x, round(y, 3)) for x, y in curve] for label, curve in sorted(metric.curves.items())}
