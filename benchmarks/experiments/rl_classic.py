@@ -5,10 +5,11 @@ Not of a paper: the smallest stream of control tasks in which the methods of Kir
 with observations in a third order, a pole of twice the length and more gravity. One visit each, with task labels.
 
 The arms, all an actor-critic with the same settings: "progressive", a column of the same layers for each task;
-"single", the same columns without connections; "ewc" and "finetune", one network with gains and biases for each task (Kirkpatrick
-et al., app. 4.2), with EWC on the policy and without. Lambda is chosen on a seed that is not used afterwards, by the
-mean return over all tasks at the end. Lengths, layers and the agent's settings were chosen on seed 0 with "finetune",
-by the return on the task that is being learnt.
+"single", the same columns without connections; "ewc" and "finetune", one network with gains and biases for each task
+(Kirkpatrick et al., app. 4.2), with EWC on the policy and without. Lambda is chosen on a seed that is not used
+afterwards, by the mean return over all tasks at the end. The budget and the agent's settings were chosen on seed 0 with
+"finetune", by the return on the task that is being learnt: 60,000 to 150,000 steps, lr 1e-3, 2e-3 or 3e-3, RMSProp with
+5 steps or Adam with 8 to 32 and generalised advantages, not all combinations.
 
 An evaluation is 20 episodes, the same ones every time. The target is that EWC keeps 80 % of the return that it has had
 on the first task after learning it, where fine-tuning keeps 50 % at most, and that Progressive Networks keep all.
