@@ -17,7 +17,16 @@ from avl_plugins import (
     save_checkpoint,
 )
 from avl_plugins.metrics import return_metrics, rollout_metrics
-from avl_plugins.rl import DQN, ActorCritic, EnvironmentFailedError, TaskGains, policy, rl_benchmark
+from avl_plugins.rl import (
+    DQN,
+    ActorCritic,
+    EnvironmentFailedError,
+    TaskGains,
+    TaskRecognition,
+    TaskRecognitionPlugin,
+    policy,
+    rl_benchmark,
+)
 from avl_plugins.rl.actor_critic import advantages
 from avl_plugins.rl.environments import Environments
 
@@ -349,6 +358,15 @@ def test_a_network_is_given_bytes_as_fractions():
     assert strategy.states.of(0).dtype == torch.uint8
 
 
+def recognition():
+    """A plugin that tells the tasks of `two_tasks` apart by the second number, which goes up to 3 in "a"."""
+    return TaskRecognitionPlugin(
+        TaskRecognition(shape=(8,), levels=2, window=4),
+        every=1,
+        levels=lambda seen: (seen[:, 1:2] > 3).long().expand(-1, 8),
+    )
+
+
 STRATEGIES = {
     "actor-critic": lambda: actor_critic(plugins=[EWCPlugin(ewc_lambda=1.0, likelihood=policy)]),
     "gains": lambda: actor_critic(
@@ -356,6 +374,9 @@ STRATEGIES = {
     ),
     "progressive": lambda: actor_critic(
         ProgressiveNetwork(nn.Sequential(nn.Linear(3, 8), nn.Tanh())), plugins=[ProgressivePlugin()]
+    ),
+    "recognition": lambda: dqn(
+        TaskGains(mlp(2)), plugins=[recognition(), EWCPlugin(ewc_lambda=1.0, revisits="replace")], learning_starts=4
     ),
     "dqn": lambda: dqn(TaskGains(mlp(2)), plugins=[EWCPlugin(ewc_lambda=1.0)]),
 }
@@ -417,6 +438,58 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(name, stop, tmp_path)
     assert any("eval_phase" in key for key in mine)
 
 
+class Shifted(Counting):
+    """Observes its numbers plus 100."""
+
+    def seen(self):
+        return super().seen() + 100
+
+
+@pytest.mark.parametrize("make_strategy", [actor_critic, dqn])
+def test_recognised_tasks_take_the_place_of_labels(make_strategy):
+    model = TaskRecognition(shape=(4, 4), levels=2, window=2)
+    plugin = TaskRecognitionPlugin(model, every=2, levels=lambda seen: (seen[:, :1, None] > 50).long().expand(-1, 4, 4))
+    ewc = EWCPlugin(
+        ewc_lambda=1.0, likelihood=policy if make_strategy is actor_critic else "gaussian", revisits="replace"
+    )
+    labels = []
+
+    class Labels:
+        def before_update(self, strategy, **kwargs):
+            labels.append((strategy.experience.name, strategy.label))
+
+    network = TaskGains(mlp(3 if make_strategy is actor_critic else 2))
+    strategy = make_strategy(network, plugins=[plugin, ewc, Labels()])
+    tasks = {"z": make(Shifted), "a": make(Counting)}
+    benchmark = rl_benchmark(tasks, steps=96, schedule=["a", "z", "a"])
+    for visit in benchmark.train_stream:
+        strategy.train(visit)
+    assert model.contexts == 2
+    assert network.labels == [0, 1]  # "a", which was met first, has the label 1 in the stream
+    assert sum((name, label) in {("a", 0), ("z", 1)} for name, label in labels) / len(labels) > 0.8
+    assert sum(strategy.steps_of.values()) == strategy.steps == 288
+    assert ewc._terms.keys() == {0, 1}
+    if make_strategy is dqn:
+        assert strategy.buffers.keys() == {0, 1}
+        shifted = [(strategy.buffers[label].sample_states(100)[:, 0] > 50).float().mean() for label in (0, 1)]
+        assert shifted[0] < 0.2
+        assert shifted[1] > 0.7
+    assert plugin.purity > 0.8
+    before = plugin.state_dict()["recognition"]["counts"].clone()
+    seen = []
+
+    class Seen:
+        def after_eval_iteration(self, strategy, **kwargs):
+            seen.append((strategy.experience.name, strategy.label))
+
+    strategy.plugins.append(Seen())
+    strategy.eval(benchmark.test_stream)
+    assert torch.equal(plugin.state_dict()["recognition"]["counts"], before)
+    assert [label for name, label in seen if name == "z"][4:] == [1] * (sum(name == "z" for name, _ in seen) - 4)
+    assert [label for name, label in seen if name == "a"][4:] == [0] * (sum(name == "a" for name, _ in seen) - 4)
+    assert network.labels == [0, 1]
+
+
 @pytest.mark.parametrize("make_strategy", [actor_critic, dqn])
 def test_after_a_failed_environment_nothing_is_lost(make_strategy, tmp_path):
     tasks = {"good": make(Counting), "bad": make(Failing, at=8)}
@@ -469,6 +542,19 @@ def test_data_are_no_environments(digits_split):
         with pytest.raises(TypeError, match="make the benchmark with rl_benchmark"):
             strategy.eval(digits_split.test_stream)
         strategy.train(two_tasks().train_stream[0])
+
+
+def test_recognition_needs_an_agent(digits_split):
+    from avalanche.training import Naive
+
+    with pytest.raises(ValueError, match="every: expected at least 1, got 0"):
+        TaskRecognitionPlugin(TaskRecognition(shape=(1,)), every=0)
+    model = nn.Linear(64, 2)
+    strategy = Naive(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), plugins=[recognition()], evaluator=quiet()
+    )
+    with pytest.raises(TypeError, match="TaskRecognitionPlugin needs a strategy that acts"):
+        strategy.train(digits_split.train_stream[0])
 
 
 def test_a_loss_that_is_not_finite_is_an_error():

@@ -15,14 +15,15 @@ from torch import Tensor
 __all__ = ["normalised_score", "return_metrics", "rollout_metrics"]
 
 
-def normalised_score(score: float, reference: tuple[float, float]) -> float:
-    """Return min(1, (score - low) / (high - low)) for reference = (low, high): 0 at low, 1 at high or above.
+def normalised_score(score: float, reference: tuple[float, float], *, clip: bool = True) -> float:
+    """Return (score - low) / (high - low) for reference = (low, high), and 1 where it is more, unless `clip` is False.
 
     With a random player's and a person's score it is the score of Kirkpatrick et al. 2017 (arXiv:1612.00796, sec. 2.2),
     clipped above and not below.
     """
     low, high = reference
-    return min(1.0, (score - low) / (high - low))
+    value = (float(score) - low) / (high - low)
+    return min(value, 1.0) if clip else value
 
 
 def return_metrics(
@@ -82,18 +83,25 @@ class EpisodeMean(PluginMetric[dict[int, float]]):
         """Forget curves and evaluations."""
         self.curves: dict[int, list[tuple[int, float]]] = {}
         self.evaluated: dict[int, float] = {}
+        self.steps: dict[int, int] = {}
+        self.started = 0
 
     def result(self) -> dict[int, float]:
         """Return the means of the latest evaluation by task label."""
         return self.evaluated
 
+    def before_training_epoch(self, strategy: Any) -> None:
+        """Begin to count."""
+        self.started = strategy.steps
+
     def after_training_epoch(self, strategy: Any) -> MetricValue | None:
         """Log the mean over the epoch, where an episode has ended in it."""
+        label = strategy.experience.task_label
+        self.steps[label] = self.steps.get(label, 0) + strategy.steps - self.started
         if not strategy.episodes:
             return None
         mean = self._mean(strategy)
-        label = strategy.label
-        self.curves.setdefault(label, []).append((strategy.steps_of[label], mean))
+        self.curves.setdefault(label, []).append((self.steps[label], mean))
         return MetricValue(self, get_metric_name(self, strategy), mean, strategy.steps)
 
     def after_eval_exp(self, strategy: Any) -> MetricValue:

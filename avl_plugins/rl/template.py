@@ -284,7 +284,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
 
     def environment_seed(self, *numbers: int) -> int:
         """Return a seed for environments that depends on `seed` and the numbers."""
-        return int(np.random.SeedSequence([self.seed, *numbers]).generate_state(1)[0]) % 2**31
+        return int(np.random.SeedSequence([self.seed, *numbers]).generate_state(1)[0]) % 2**30
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         self._enter(self.experience)

@@ -1,0 +1,145 @@
+"""Atari games as vectorised environments."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+__all__ = ["AtariEnv"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtariEnv:
+    """Makes vectorised copies of an Atari game, ALE's own (`ale_py.vector_env.AtariVectorEnv`).
+
+        env = AtariEnv(game="pong")(8)
+
+    Observations are (N, 4, 84, 84) uint8: luminance of the last four agent steps, newest last, each the maximum of the
+    last two of `frameskip` frames. At an episode's beginning the three before the first are 0. Rewards are int32, the
+    game's own: not clipped, so that their sum is the score. Losing a life does not end an episode.
+
+    Episodes begin as gymnasium's vectorised environments do by default (`AutoresetMode.NEXT_STEP`): the observation at
+    an episode's end is its last one; the step after it takes no action, returns the first one of the next episode and
+    reward 0. `reset(seed=s)` seeds environment i with s + i; the same seed and actions give the same observations, bit
+    for bit, whatever the number of threads.
+
+    Args:
+        game: As ALE names its file, "space_invaders" for example.
+        full_actions: All 18 actions in each game, in the same order (Kirkpatrick et al. 2017, app. 4.2); else only
+            those that the game distinguishes.
+        noop_max: An episode begins with a random number of frames without action, fewer than this (30, the paper's
+            table 2); 0 and 1 are none.
+        frameskip: Frames that an action is repeated for. The paper's is 4.
+        sticky_actions: Probability that a frame repeats the action before it. The papers have none.
+        fire_reset: Press fire for a frame at an episode's beginning, in place of one of those without action if there
+            are any. Games that wait for it, as Breakout does, do so again after a life is lost. The papers do not say.
+        max_frames: An episode is truncated after so many, those without action at its beginning not counted; 108,000
+            are half an hour.
+        threads: That step the environments; 0 leaves the number to ALE.
+
+    Raises:
+        ImportError: If the package ale-py is not installed.
+        ValueError: If there is no such game, or a number is out of range. The environments raise it, too: from `step`,
+            if there is an action that the game does not have or not one for each environment, and from `reset`, if
+            the seed is out of range. Without that check, ALE would wait for ever.
+    """
+
+    game: str
+    full_actions: bool = True
+    noop_max: int = 30
+    frameskip: int = 4
+    sticky_actions: float = 0.0
+    fire_reset: bool = True
+    max_frames: int = 108_000
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _check_game(self.game)
+        for name, least in (("noop_max", 0), ("frameskip", 1), ("max_frames", 1), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.sticky_actions <= 1:
+            raise ValueError(f"sticky_actions must be a probability, from 0 to 1, got {self.sticky_actions}")
+
+    @property
+    def name(self) -> str:
+        """The game."""
+        return self.game
+
+    def __call__(self, num_envs: int) -> VectorEnv[Any, Any, Any]:
+        """Make so many.
+
+        Raises:
+            ValueError: If that is not at least 1.
+        """
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        from ale_py.vector_env import AtariVectorEnv
+
+        return _Checked(
+            AtariVectorEnv(
+                self.game,
+                num_envs,
+                num_threads=self.threads,
+                full_action_space=self.full_actions,
+                noop_max=self.noop_max,
+                frameskip=self.frameskip,
+                repeat_action_probability=self.sticky_actions,
+                use_fire_reset=self.fire_reset,
+                max_num_frames_per_episode=self.max_frames,
+                reward_clipping=False,
+                episodic_life=False,
+            )
+        )
+
+
+class _Checked(VectorWrapper):
+    """Refuses actions on which ALE's threads would end without a word, and seeds that it takes for none."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            seed = int(seed)
+            if not 0 <= seed <= 2**31 - self.num_envs:
+                raise ValueError(f"seed must be from 0 to 2**31 - {self.num_envs}, got {seed}")
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        actions = np.asarray(actions)
+        number = self.single_action_space.n  # type: ignore[attr-defined]
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(
+                f"actions must be {self.num_envs} integers, one an environment, got {actions.shape} {actions.dtype}"
+            )
+        if actions.min() < 0 or actions.max() >= number:
+            raise ValueError(f"actions must be from 0 to {number - 1}, got {actions.tolist()}")
+        return self.env.step(actions.astype(np.int64, copy=False))
+
+
+def _check_game(game: str) -> None:
+    try:
+        from ale_py import ALEInterface, roms
+    except ImportError as error:
+        raise ImportError(
+            'AtariEnv needs the package ale-py, which is an extra: pip install "avl-plugins[rl]"'
+        ) from error
+
+    def playable(name: str) -> bool:  # ALE ends the process on the few files that it has no rules for
+        path = roms.get_rom_path(name)
+        return path is not None and bool(ALEInterface.isSupportedROM(path))
+
+    names = roms.get_all_rom_ids()
+    if game in names and playable(game):
+        return
+    plain = re.sub(r"^ale/|(noframeskip|deterministic)?(-v\d+)?$", "", str(game).lower())
+    close = [name for name in difflib.get_close_matches(plain, names, n=4, cutoff=0.6) if playable(name)]
+    hint = (
+        f"did you mean {' or '.join(map(repr, close))}?"
+        if close
+        else f"it has {', '.join(filter(playable, sorted(names)))}"
+    )
+    raise ValueError(f"game: there is no {game!r} that ALE can play; {hint}")

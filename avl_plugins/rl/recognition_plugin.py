@@ -1,0 +1,117 @@
+"""Task labels from what an agent sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+
+from avl_plugins.rl.recognition import TaskRecognition, observation_levels
+from avl_plugins.rl.template import RLTemplate
+
+__all__ = ["TaskRecognitionPlugin"]
+
+
+class TaskRecognitionPlugin(SupervisedPlugin):
+    """Gives a strategy of `avl_plugins.rl` the contexts that `TaskRecognition` infers, in place of the task labels.
+
+    The strategy then has a replay buffer, a timer of epsilon, gains and biases and a term of EWC for each context
+    (Kirkpatrick et al. 2017, app. 4.2). The first environment is observed, every fourth agent step. Where another
+    context is recognised, plugins with a method `switch_task(strategy)` are told before the label changes: EWC protects
+    the one that ends. The end of an experience ends one as well, as EWC's hooks are Avalanche's; a term that is
+    computed twice replaces itself with `EWCPlugin(revisits="replace")`, which this needs.
+
+    In evaluation nothing is learnt and no context is added; the label is the context that explains the latest window of
+    observations best, and before the first window is complete that of the latest training.
+
+    Put it before `EWCPlugin`.
+
+    Args:
+        recognition: The model.
+        every: Agent steps of an environment from one observation to the next.
+        levels: Turns a batch of observations into the model's levels; `observation_levels` by default.
+
+    Attributes:
+        windows: How often a window of the task of the first number was given the context of the second.
+
+    Raises:
+        ValueError: If `every` is below 1.
+        TypeError: In `train()` and `eval()`, if the strategy does not act in environments.
+    """
+
+    def __init__(
+        self, recognition: TaskRecognition, *, every: int = 4, levels: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"every: expected at least 1, got {every}")
+        self.recognition, self.every = recognition, every
+        self.levels = levels or partial(observation_levels, levels=recognition.levels)
+        self.windows: dict[tuple[int, int], int] = {}
+        self._steps = 0
+        self._evaluated = 0
+        self._window: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the model's state, and what has been counted."""
+        windows = [[task, context, number] for (task, context), number in self.windows.items()]
+        return {"recognition": self.recognition.state_dict(), "steps": self._steps, "windows": windows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them."""
+        self.recognition.load_state_dict(state["recognition"])
+        self._steps = state["steps"]
+        self.windows = {(task, context): number for task, context, number in state["windows"]}
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Forget the task's label."""
+        self._forget_label(strategy)
+
+    def before_eval_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Forget the task's label."""
+        self._forget_label(strategy)
+        self._evaluated, self._window = 0, []
+
+    def observed(self, strategy: Any, observations: Tensor) -> None:
+        """Observe the first environment, and have the strategy go on under its context."""
+        if not strategy.is_training:
+            self._recognise_only(strategy, observations)
+            return
+        self._steps += 1
+        if self._steps % self.every:
+            return
+        context = self.recognition.observe(self.levels(observations[:1])[0])
+        if context is not None:
+            key = (strategy.experience.task_label, context)
+            self.windows[key] = self.windows.get(key, 0) + 1
+            strategy.request_label(context)
+
+    @property
+    def purity(self) -> float:
+        """Share of the windows in training whose context is mostly that of their own task; nan before the first."""
+        of: dict[int, list[int]] = {}
+        for (_, context), number in self.windows.items():
+            of.setdefault(context, []).append(number)
+        total = sum(self.windows.values())
+        return sum(max(numbers) for numbers in of.values()) / total if total else float("nan")
+
+    def _recognise_only(self, strategy: Any, observations: Tensor) -> None:
+        self._evaluated += 1
+        if self._evaluated % self.every:
+            return
+        length = self.recognition.window
+        self._window = [*self._window, self.levels(observations[:1])[0]][-length:]
+        if len(self._window) == length and self.recognition.contexts:
+            strategy.request_label(self.recognition.match(torch.stack(self._window)))
+
+    def _forget_label(self, strategy: Any) -> None:
+        if not isinstance(strategy, RLTemplate):
+            raise TypeError(
+                f"TaskRecognitionPlugin needs a strategy that acts in environments, such as DQN or ActorCritic, got a "
+                f"{type(strategy).__name__}"
+            )
+        strategy.label = self.recognition.context or 0
