@@ -89,3 +89,23 @@ def learning_curves(strategy: Any) -> dict[int, list[tuple[int, float]]]:
 
     metric = next(m for m in strategy.evaluator.metrics if isinstance(m, EpisodeMean) and m.name == "Return")
     return {label: [(x, round(y, 3)) for x, y in curve] for label, curve in sorted(metric.curves.items())}
+
+
+def random_return(experience: Any, episodes: int, seed: int) -> float:
+    """Mean return of so many episodes of random play."""
+    import torch
+
+    from avl_plugins.rl.environments import Environments
+
+    generator = torch.Generator().manual_seed(seed)
+    environments = Environments(experience, episodes)
+    try:
+        environments.reset(seed)
+        first: dict[int, float] = {}
+        while len(first) < episodes:
+            environments.step(torch.randint(experience.actions, (episodes,), generator=generator))
+            for episode in environments.finished:
+                first.setdefault(episode.env, episode.total)
+        return sum(first.values()) / episodes
+    finally:
+        environments.close()

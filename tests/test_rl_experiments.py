@@ -1,0 +1,113 @@
+"""What the experiments of reinforcement learning compute: schedules, scores, and one pass over real Atari games."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+
+pytest.importorskip("ale_py")
+pytest.importorskip("minatar")
+
+from benchmarks.experiment import Context, Run, plain_settings
+from benchmarks.experiments import ewc_atari, rl_classic
+from benchmarks.rl import make_network, random_return
+
+
+def test_every_round_has_every_game_and_none_comes_twice_in_a_row():
+    names = ["a", "b", "c"]
+    orders = set()
+    for seed in range(50):
+        schedule = ewc_atari.make_schedule(names, 4, seed)
+        rounds = [schedule[k : k + 3] for k in range(0, 12, 3)]
+        assert all(sorted(order) == names for order in rounds)
+        assert all(one != other for one, other in pairwise(schedule))
+        orders |= {tuple(order) for order in rounds}
+    assert len(orders) == 6
+    assert ewc_atari.make_schedule(["a"], 2, 0) == ["a", "a"]
+
+
+def run(arm, returns, seed=0, random=None, data="minatar"):
+    measurements = {"returns": returns, "random": random or dict.fromkeys(returns, 1.0), "contexts": 2, "purity": 1.0}
+    settings = {"data": data}
+    return Run("ewc-atari", "cpu", arm, seed, settings, data, {}, "cpu", 1, 60.0, "", "", measurements)
+
+
+def test_scores_are_relative_to_random_play_and_separate_agents_and_clipped_above():
+    separate = run("separate", {"a": [0, 3.0, 5.0], "b": [1, 1.0, 3.0]})
+    assert ewc_atari.references([separate]) == {"a": (1.0, 4.0), "b": (1.0, 2.0)}  # the last two of three visits
+    own = run("oracle", {"a": [1.0, 4.0, 100.0], "b": [0.0, 1.5, 2.0]})
+    assert ewc_atari.scores(own, ewc_atari.references([separate])) == [-0.5, 0.75, 1.0]
+    assert ewc_atari.final_score(own, ewc_atari.references([separate])) == 0.875
+    useless = run("separate", {"a": [0, 0.0, 1.0], "b": [1, 1.0, 3.0]})
+    assert ewc_atari.references([useless]) == {"b": (1.0, 2.0)}
+    rows = ewc_atari.rows([separate, own])
+    assert next(r.mean for r in rows if (r.arm, r.metric) == ("oracle", "score a game at the end")) == 0.875
+    assert ewc_atari.references([run("oracle", {"pong": [1.0]}, data="ale")])["pong"] == (-20.7, 14.6)
+
+
+def test_kept_and_forgetting_of_the_classic_stream():
+    one = dataclasses.replace(run("ewc", {"a": [100.0, 90.0, 80.0], "b": [0.0, 50.0, 60.0], "c": [0.0, 0.0, 30.0]}))
+    assert rl_classic.kept(one) == 0.8
+    assert rl_classic.own_return(one) == 60
+    assert rl_classic.final_return(one) == pytest.approx(170 / 3)
+    assert rl_classic.forgetting(one) == pytest.approx(60 - 170 / 3)
+
+
+def test_random_play_is_the_same_for_a_seed_and_what_it_should_be():
+    from avl_plugins.rl import rl_benchmark
+    from benchmarks.classic_control import CartPole
+
+    (task,) = rl_benchmark({"cartpole": CartPole()}, steps=1).test_stream
+    found = random_return(task, 200, 3)
+    assert found == random_return(task, 200, 3)
+    assert 20 < found < 25  # gymnasium's CartPole under random play: about 22
+
+
+def test_a_variant_of_cartpole_is_the_same_game_in_other_words():
+    from benchmarks.classic_control import SCALE, CartPole
+
+    usual, other = CartPole()(3), CartPole(swapped=True, order=(2, 0, 3, 1))(3)
+    first, _ = usual.reset(seed=4)
+    second, _ = other.reset(seed=4)
+    for step in range(30):
+        assert (second == first[:, [2, 0, 3, 1]]).all()
+        actions = torch.tensor([step % 2, step % 3 % 2, 1]).numpy()
+        first, rewards, ends, *_ = usual.step(actions)
+        second, others, ends_too, *_ = other.step(1 - actions)
+        assert (rewards == others).all()
+        assert (ends == ends_too).all()
+    assert SCALE.shape == (4,)
+    assert CartPole(gravity=15.0, length=1.0)(1).unwrapped.length == 1.0
+
+
+def test_there_is_a_network_for_each_arm():
+    body = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())
+    assert make_network("single", body, 4, 3).adapter is None
+    with pytest.raises(ValueError, match="arm 'x': expected one of"):
+        make_network("x", body, 4, 3)
+
+
+@pytest.mark.parametrize("arm", ["inferred", "oracle", "none", "separate"])
+def test_the_papers_agent_runs_on_ale(arm, tmp_path):
+    settings = dataclasses.replace(
+        ewc_atari.EXPERIMENT.scales["paper"],
+        games=("pong", "breakout"),
+        drawn=2,
+        visits=1,
+        steps=16,
+        epoch_steps=16,
+        num_envs=2,
+        buffer_size=16,
+        learning_starts=8,
+        protect_after=8,
+        fisher_batches=1,
+        observe_every=1,
+        eval_episodes=1,
+        max_steps=8,
+    )
+    found = ewc_atari.measure(settings, arm, 0, Context(logdir=tmp_path))
+    assert found["returns"].keys() == {"pong", "breakout"}
+    assert all(len(values) == 2 for values in found["returns"].values())
+    assert found["contexts"] == (2 if arm == "inferred" else None)
+    assert plain_settings(settings)["data"] == "ale"
