@@ -19,6 +19,9 @@ def test_python_runs_as_printed(number, tmp_path, monkeypatch):
     if "strategy" in names:
         names["strategy"].eval(names["benchmark"].test_stream)
         metrics = names["strategy"].evaluator.get_last_metrics()
+        if "tasks" in names:  # reinforcement learning; the returns are too small to ask for more
+            assert metrics["Return/eval_phase/test_stream/Task001/Exp001"] > 8
+            return
         kept = metrics["Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000"]
         assert kept > 0.6, "the first task is kept"
     if "fisher" in names:

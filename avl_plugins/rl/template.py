@@ -365,6 +365,9 @@ class _Evaluation:
     def __init__(self, strategy: RLTemplate) -> None:
         self.strategy = strategy
 
+    def __len__(self) -> int:
+        return 1  # not known; progress bars count on when there are more
+
     def __iter__(self) -> Iterator[list[Tensor]]:
         strategy = self.strategy
         number = min(strategy.eval_envs, strategy.eval_episodes)
