@@ -8,8 +8,9 @@ autoencoder ("vae") and Avalanche's GenerativeReplay ("avalanche"); r = 1/2 in t
 `domain`: at cpu scale "mnist-negative", MNIST with black and white exchanged, as SVHN cannot be had everywhere; or
 "mnist-m", the difference of a digit and a patch of a photograph, or "svhn".
 Deviations: with mnist-negative, domains that are further apart than the paper's, so that its numbers, which the table
-has beside ours, are those of another pair; a solver of 2 x 400 units and 2,000 iterations a task at cpu scale. No
-scholar is made of the second task, from which nobody learns.
+has beside ours, are those of another pair; a solver of 2 x 400 units and 2,000 iterations a task at cpu scale; the
+generators' settings are those of dgr-classes and were not searched here. No scholar is made of the second task, from
+which nobody learns.
 """
 
 from __future__ import annotations
