@@ -492,7 +492,7 @@ def test_recognised_tasks_take_the_place_of_labels(make_strategy):
 
 @pytest.mark.parametrize("make_strategy", [actor_critic, dqn])
 def test_after_a_failed_environment_nothing_is_lost(make_strategy, tmp_path):
-    tasks = {"good": make(Counting), "bad": make(Failing, at=8)}
+    tasks = {"good": make(Counting), "bad": make(Failing, at=8, length=9)}
     benchmark = rl_benchmark(tasks, steps=48)
     strategy = make_strategy()
     strategy.train(benchmark.train_stream[0])
@@ -506,6 +506,10 @@ def test_after_a_failed_environment_nothing_is_lost(make_strategy, tmp_path):
     assert fresh.updates == strategy.updates
     strategy.train(benchmark.train_stream[0])
     strategy.eval(benchmark.test_stream[:1])
+    with pytest.raises(EnvironmentFailedError, match="bad: the environment has failed in step"):
+        strategy.eval(benchmark.test_stream)
+    save_checkpoint(strategy, tmp_path / "file")
+    strategy.train(benchmark.train_stream[0])
 
 
 def test_bad_use_is_refused_with_the_argument_named():
@@ -518,6 +522,7 @@ def test_bad_use_is_refused_with_the_argument_named():
         ({"reward_clip": 0.0}, "reward_clip: expected a positive number"),
         ({"entropy_weight": -1}, "entropy_weight: expected at least 0"),
         ({"eval_episodes": 0}, "eval_episodes"),
+        ({"seed": -1}, "seed: expected at least 0"),
     ):
         with pytest.raises(ValueError, match=said):
             actor_critic(**arguments)

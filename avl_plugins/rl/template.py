@@ -101,6 +101,8 @@ class RLTemplate(Resumable, SupervisedTemplate):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if epoch_steps is not None and epoch_steps < num_envs:
             raise ValueError(f"epoch_steps: expected at least a step of the {num_envs} environments, got {epoch_steps}")
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed: expected at least 0, got {seed}")
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma: expected a number from 0 to 1, got {gamma}")
         for name, bound in (("reward_clip", reward_clip), ("max_grad_norm", max_grad_norm)):
@@ -183,7 +185,6 @@ class RLTemplate(Resumable, SupervisedTemplate):
             trigger_plugins(self, "switch_task")
         self.label = label
         if self.is_training:
-            self.steps_of.setdefault(label, 0)
             self.model = self.model_adaptation()
             self.make_optimizer()
 
@@ -217,14 +218,17 @@ class RLTemplate(Resumable, SupervisedTemplate):
             self._close()
 
     def eval(self, experiences: Any, **kwargs: Any) -> Any:
-        """Play episodes in each experience."""
-        training = (self.label, self.environments, self.episodes)
+        """Play episodes in each experience; an interrupted evaluation leaves the strategy between experiences, too."""
+        training = (self.label, self._requested, self.environments, self.episodes)
         self.environments = None
         try:
             return super().eval(experiences, **kwargs)
+        except BaseException:
+            self._eval_cleanup()
+            raise
         finally:
             self._close()
-            self.label, self.environments, self.episodes = training
+            self.label, self._requested, self.environments, self.episodes = training
 
     def forward(self) -> Tensor:
         """Return the network's outputs for the mini-batch, which is of one task."""
@@ -289,7 +293,6 @@ class RLTemplate(Resumable, SupervisedTemplate):
     def _before_training_exp(self, **kwargs: Any) -> None:
         self._enter(self.experience)
         self.train_epochs = ceil(self.experience.steps / (self.epoch_steps or self.experience.steps))
-        self.steps_of.setdefault(self.label, 0)
         super()._before_training_exp(**kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
@@ -319,7 +322,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
                 f"{type(self).__name__} acts in environments, and the experience is a {type(experience).__name__}; "
                 "make the benchmark with rl_benchmark"
             )
-        self.label = experience.task_label
+        self.label, self._requested = experience.task_label, None
         self.episodes = []
         experience.classes_in_this_experience = list(range(self.head_outputs(experience)))
 
