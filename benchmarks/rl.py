@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,7 +78,9 @@ def make_evaluator(
     """Returns, lengths, speed, capacity and pictures, logged to the job's TensorBoard folder."""
     loggers = [TensorboardLogger(tb_log_dir=str(context.logdir))] if context.logdir else []
     metrics = (return_metrics(references=references), capacity_metrics(), rollout_metrics(), *more)
-    return EvaluationPlugin(*metrics, loggers=loggers)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No loggers specified")
+        return EvaluationPlugin(*metrics, loggers=loggers)
 
 
 def returns_after(strategy: Any, metric: str = "Return") -> dict[int, list[float]]:
