@@ -19,6 +19,7 @@ from benchmarks.soup_cells import ARMS, SOURCES, TARGETS, mean_curve, source_nam
 
 TASKS = dict(zip(("base", "hflip", "noisy"), VARIANTS.values(), strict=True))
 PONG = find_experiment("progressive-pong-soup")
+ATARI = find_experiment("progressive-atari")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,3 +319,50 @@ def test_a_mean_curve_has_the_points_of_all():
     one, other = {"x": [1, 2, 3], "y": [1.0, 2.0, 3.0]}, {"x": [1, 3], "y": [3.0, 5.0]}
     assert mean_curve([one, other], "x", "y") == ([1, 3], [2.0, 4.0])
     assert mean_curve([], "x", "y") == ([], [])
+
+
+# Atari
+
+
+def test_atari_has_the_papers_games_pairs_and_columns():
+    from benchmarks.experiments.progressive_atari import SOURCES as GAMES
+    from benchmarks.experiments.progressive_atari import TARGETS as OTHERS
+    from benchmarks.papers import paper
+
+    printed = paper("progressive")["atari"]
+    assert sorted(name.replace("_", "") for name in OTHERS) == sorted(name.lower() for name in printed["targets"])
+    assert [source for (source,) in GAMES["progressive2"]] == [name.lower() for name in printed["sources"]]
+    assert len(pairs(GAMES["progressive3"], OTHERS)) == printed["sensitivity"]["nets"]
+    assert ATARI.arm_names(ATARI.scales["paper"]) == tuple(paper("progressive")["table1"]["atari"])
+    assert ATARI.arm_names(ATARI.scales["cpu"]) == ARMS[:5]
+
+
+def atari_run(arm: str, seed: int) -> Run:
+    from benchmarks.experiments.progressive_atari import SOURCES as GAMES
+    from benchmarks.experiments.progressive_atari import TARGETS as OTHERS
+
+    found: dict = {}
+    scores = SCORES | {"progressive4": 1.9}
+    for source, target in pairs(GAMES[arm], OTHERS):
+        shift = 0.0 if arm == "baseline1" else -0.7 * (target in ("alien", "hero"))
+        shares = {"afs": [[0.5] * (len(source) + 1)] * 4} if source else {}
+        found.setdefault(source_name(source), {})[target] = {"area": 100 * (scores[arm] + shift)} | shares
+    return dataclasses.replace(made_up("baseline1", seed), arm=arm, measurements={"cells": found})
+
+
+@pytest.mark.parametrize(
+    "arms", [(*ARMS, "progressive4"), ("baseline1",), ("progressive3",), ("baseline1", "baseline3")]
+)
+def test_atari_is_beside_table_1_and_labyrinth_is_not_reproduced(tmp_path, arms):
+    runs = [atari_run(arm, seed) for arm in arms for seed in (0, 1)]
+    found = {(row.arm, row.metric): row for row in ATARI.rows(runs)}
+    labyrinth = found["progressive2, Labyrinth", "mean transfer"]
+    assert (labyrinth.paper, labyrinth.mean, labyrinth.seeds) == (4.91, None, 0)
+    assert "cannot be installed" in labyrinth.note
+    if "progressive4" in arms:
+        row = found["progressive4", "mean transfer"]
+        assert (row.mean, row.paper, row.note) == (pytest.approx(1.9 - 0.7 / 6), 1.41, "")
+        assert found["progressive2", "median transfer"].mean == pytest.approx(1.6)
+        positive = found["progressive2", "targets with a mean transfer above 1"]
+        assert (positive.mean, positive.paper) == (10, 8)
+    ATARI.figure(runs).savefig(tmp_path / "figure.png", dpi=30)
