@@ -84,8 +84,26 @@ def conv_body(
     return nn.Sequential(*layers)
 
 
+def strided_body(
+    shape: Sequence[int], convolutions: Sequence[tuple[int, tuple[int, int], int]], units: int
+) -> nn.Sequential:
+    """Net without output layer of Atari's agents: convolutions with stride and one fully connected layer, all ReLU.
+
+    Args:
+        shape: (C, H, W) of an observation.
+        convolutions: Maps, height and width of the filters, and stride of each; borders are not padded.
+        units: Of the fully connected layer.
+    """
+    channels, *sides = shape
+    layers: list[nn.Module] = []
+    for maps, kernel, stride in convolutions:
+        layers += [nn.Conv2d(channels, maps, kernel, stride), nn.ReLU()]
+        channels, sides = maps, [(side - k) // stride + 1 for side, k in zip(sides, kernel, strict=True)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * sides[0] * sides[1], units), nn.ReLU())
+
+
 def optimizer(name: str, model: nn.Module, *, lr: float, momentum: float = 0.0) -> torch.optim.Optimizer:
-    """Return "sgd" or "adam" over all parameters; a ValueError names any other.
+    """Return "sgd", "adam" or "rmsprop", A3C's, over all parameters; a ValueError names any other.
 
     Fused Adam computes the same and halves the time of a step of a wide net on a CPU.
     """
@@ -93,4 +111,6 @@ def optimizer(name: str, model: nn.Module, *, lr: float, momentum: float = 0.0) 
         return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
     if name == "adam":
         return torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    raise ValueError(f"optimizer must be 'sgd' or 'adam', got {name!r}")
+    if name == "rmsprop":
+        return torch.optim.RMSprop(model.parameters(), lr=lr, alpha=0.99, eps=1e-5)
+    raise ValueError(f"optimizer must be 'sgd', 'adam' or 'rmsprop', got {name!r}")

@@ -53,6 +53,7 @@ class PongEnv:
         zoom_offset: Rows and columns above and left of the zoomed image, from 0 to 21 each.
         full_actions: All 18 actions of Atari's, not only the 6 that Pong distinguishes.
         sticky_actions: Probability that a frame repeats the action before it.
+        max_frames: An episode is truncated after so many; see `AtariEnv`.
         threads: That step the environments; 0 leaves the number to ALE.
 
     Raises:
@@ -66,6 +67,7 @@ class PongEnv:
     zoom_offset: tuple[int, int] = (SIDE - ZOOMED, SIDE - ZOOMED)
     full_actions: bool = False
     sticky_actions: float = 0.0
+    max_frames: int = 108_000
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -94,7 +96,11 @@ class PongEnv:
                 return seen(observations)
 
         game = AtariEnv(
-            game="pong", full_actions=self.full_actions, sticky_actions=self.sticky_actions, threads=self.threads
+            game="pong",
+            full_actions=self.full_actions,
+            sticky_actions=self.sticky_actions,
+            max_frames=self.max_frames,
+            threads=self.threads,
         )
         return Variant(game(num_envs))
 

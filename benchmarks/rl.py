@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,15 +20,21 @@ from benchmarks.training import ProgressPlugin
 ARMS = ("single", "finetune", "ewc", "progressive")
 
 
-def agent(settings: Any, model: nn.Module, **kwargs: Any) -> Any:
-    """Make an actor-critic of settings with num_envs, rollout, lr, entropy, grad_norm and gamma."""
-    import torch
+def agent(settings: Any, model: nn.Module, *, optimizer: str = "rmsprop", **kwargs: Any) -> Any:
+    """Make an actor-critic of settings with num_envs, rollout, lr, entropy, grad_norm and gamma.
 
+    Args:
+        settings: These.
+        model: Its network.
+        optimizer: "rmsprop" or "adam".
+        **kwargs: Other arguments of `ActorCritic`.
+    """
     from avl_plugins.rl import ActorCritic
+    from benchmarks.models import optimizer as make_optimizer
 
     return ActorCritic(
         model=model,
-        optimizer=torch.optim.RMSprop(model.parameters(), lr=settings.lr, alpha=0.99, eps=1e-5),
+        optimizer=make_optimizer(optimizer, model, lr=settings.lr),
         num_envs=settings.num_envs,
         rollout=settings.rollout,
         entropy_weight=settings.entropy,
@@ -71,7 +78,9 @@ def make_evaluator(
     """Returns, lengths, speed, capacity and pictures, logged to the job's TensorBoard folder."""
     loggers = [TensorboardLogger(tb_log_dir=str(context.logdir))] if context.logdir else []
     metrics = (return_metrics(references=references), capacity_metrics(), rollout_metrics(), *more)
-    return EvaluationPlugin(*metrics, loggers=loggers)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No loggers specified")
+        return EvaluationPlugin(*metrics, loggers=loggers)
 
 
 def returns_after(strategy: Any, metric: str = "Return") -> dict[int, list[float]]:

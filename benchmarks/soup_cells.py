@@ -83,6 +83,13 @@ def mean_transfers(runs: Sequence[Run], arm: str) -> dict[Pair, float]:
     return {pair: fmean(scores) for pair, scores in found.items()}
 
 
+def mean_curve(found: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
+    """Mean learning curve of cells, at the x that all of them have."""
+    curves = [dict(zip(cell[x], cell[y], strict=True)) for cell in found]
+    shared = [point for point in curves[0] if all(point in curve for curve in curves)] if curves else []
+    return shared, [fmean(curve[point] for curve in curves) for point in shared]
+
+
 def source_share(run: Run, pair: Pair, depth: int, measure: str = "afs") -> float:
     """Share of a depth that a target owes to the columns before its own, by AFS or APS; nan where not measured."""
     cell = run.measurements["cells"].get(pair[0], {}).get(pair[1], {})

@@ -1,10 +1,10 @@
-"""The figure of `progressive-soup`."""
+"""The figures of Pong Soup, on digits and on Pong, and panels of transfer for others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from statistics import fmean
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiment import Run
@@ -15,6 +15,7 @@ from benchmarks.soup_cells import (
     TARGETS,
     Pair,
     cells,
+    mean_curve,
     mean_transfers,
     own_convolutions,
     scored,
@@ -25,15 +26,36 @@ from benchmarks.soup_cells import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHORT = {"baseline2": "B2", "baseline3": "B3", "baseline4": "B4", "progressive2": "P2", "progressive3": "P3"}
+SHORT = {"baseline2": "B2", "baseline3": "B3", "baseline4": "B4"}
+SHORT |= {"progressive2": "P2", "progressive3": "P3", "progressive4": "P4"}
 COLOURS = dict(zip(ARMS, ("black", "tab:gray", "tab:blue", "tab:green", "tab:red", "tab:purple"), strict=True))
+COLOURS["progressive4"] = "tab:orange"
 CURVES = (("base", "white"), ("base", "hflip"))
 """The pairs of the paper's Fig. 4b."""
 MAPPED = (("base", "hflip"), ("base", "zoom"), ("base", "noisy"), ("noisy", "base"))
 """The pairs that the paper speaks of with Fig. 5."""
 
 
-def soup_figure(runs: Sequence[Run]) -> Figure:
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What the figures of different experiments do not share."""
+
+    x: str = "iterations"
+    """Part of a cell that is a learning curve's x."""
+    y: str = "accuracy"
+    """Its y."""
+    x_label: str = "iterations on the target"
+    y_label: str = "test accuracy"
+    y_range: tuple[float, float] = (0, 1)
+    curves: Sequence[Pair] = CURVES
+    """Pairs whose learning curves are shown."""
+    mapped: Sequence[Pair] = MAPPED
+    """Pairs whose sensitivities are shown."""
+    perturbation: bool = True
+    """Whether there is APS."""
+
+
+def soup_figure(runs: Sequence[Run], look: Look = Look()) -> Figure:
     """Transfer matrices, ours and the paper's; learning curves; AFS against transfer and APS; AFS by layer."""
     from matplotlib.figure import Figure
 
@@ -47,19 +69,21 @@ def soup_figure(runs: Sequence[Run]) -> Figure:
         arm: {(source, target): v for source, row in numbers[arm].items() for target, v in row.items()}
         for arm in ARMS[1:]
     }
-    _matrix(ours, matrix, "transfer, measured")
-    image = _matrix(theirs, printed, "transfer, paper", clipped_at=numbers["clipped_at"])
+    transfer_matrix(ours, matrix, "transfer, measured")
+    image = transfer_matrix(theirs, printed, "transfer, paper", clipped_at=numbers["clipped_at"])
     top.colorbar(image, ax=[ours, theirs], label="transfer score, colours cut off at 0 and 2", shrink=0.8)
 
-    panels = middle.subplots(1, 4)
-    for panel, pair in zip(panels[:2], CURVES, strict=True):
-        _curves(panel, runs, pair)
-    panels[0].set(ylabel="test accuracy")
-    _legend(panels[1], loc="lower right")
-    _fisher_and_transfer(panels[2], runs)
-    _fisher_and_perturbation(panels[3], runs)
+    panels = list(middle.subplots(1, len(look.curves) + 1 + look.perturbation))
+    for panel, pair in zip(panels, look.curves, strict=False):
+        learning_curves(panel, runs, pair, look)
+    panels[0].set(ylabel=look.y_label)
+    _legend(panels[len(look.curves) - 1], loc="lower right")
+    fisher_and_transfer(panels[len(look.curves)], runs)
+    if look.perturbation:
+        _fisher_and_perturbation(panels[-1], runs)
 
-    for panel, pair in zip(bottom.subplots(1, 4, sharey=True), MAPPED, strict=True):
+    by_layer = bottom.subplots(1, len(look.mapped), sharey=True, squeeze=False)[0]
+    for panel, pair in zip(by_layer, look.mapped, strict=True):
         _layers(panel, runs, pair)
     bottom.suptitle("Average Fisher Sensitivity of progressive2 by layer and column; bars: its maps", fontsize="medium")
     return fig
@@ -70,26 +94,34 @@ def _legend(panel: Any, loc: str = "best") -> None:
         panel.legend(fontsize="x-small", loc=loc)
 
 
-def _matrix(panel: Any, scores: dict[str, dict[Pair, float]], title: str, clipped_at: float = math.inf) -> Any:
+def transfer_matrix(
+    panel: Any,
+    scores: Mapping[str, Mapping[Pair, float]],
+    title: str,
+    *,
+    clipped_at: float = math.inf,
+    sources: Mapping[str, Sequence[tuple[str, ...]]] = SOURCES,
+    targets: Sequence[str] = TARGETS,
+) -> Any:
     """A row for each arm and source, a column for each target; a score cut off says so."""
     import numpy as np
 
-    names = [(arm, source_name(source)) for arm in ARMS[1:] for source in SOURCES[arm]]
-    table = np.array([[scores[arm].get((source, t), math.nan) for t in TARGETS] for arm, source in names])
+    names = [(arm, source_name(source)) for arm in scores for source in sources[arm]]
+    table = np.array([[scores[arm].get((source, t), math.nan) for t in targets] for arm, source in names])
     image = panel.imshow(table, vmin=0, vmax=2, cmap="RdBu", aspect="auto")
     for (y, x), value in np.ndenumerate(table):
         if not math.isnan(value):
             text = f"{value:.2f}" if value < clipped_at else f"≥ {clipped_at:g}"
             colour = "white" if value < 0.35 or value > 1.65 else "black"
             panel.text(x, y, text, ha="center", va="center", fontsize=7.5, color=colour)
-    panel.set_xticks(range(len(TARGETS)), TARGETS, rotation=45)
+    panel.set_xticks(range(len(targets)), targets, rotation=45)
     panel.set_yticks(range(len(names)), [f"{SHORT[arm]} {source}" for arm, source in names])
     panel.set_title(title, fontsize="medium")
     panel.set_facecolor("0.9")
     return image
 
 
-def _curves(panel: Any, runs: Sequence[Run], pair: Pair) -> None:
+def learning_curves(panel: Any, runs: Sequence[Run], pair: Pair, look: Look) -> None:
     """Learning curves of all arms, mean over seeds."""
     for arm in ARMS:
         found = [
@@ -100,22 +132,21 @@ def _curves(panel: Any, runs: Sequence[Run], pair: Pair) -> None:
             if target == pair[1] and source in (pair[0], "none", "random", "noisy+hflip")
         ]
         label = f"{arm} (noisy+hflip)" if arm == "progressive3" else arm
-        iterations = found[0]["iterations"] if found else []
-        accuracy = [fmean(values) for values in zip(*(cell["accuracy"] for cell in found), strict=True)]
-        panel.plot(
-            iterations, accuracy, color=COLOURS[arm], label=label, lw=1.3
-        )  # an arm without curve: for the legend
-    panel.set(xlabel="iterations on the target", ylim=(0, 1))
+        x, y = mean_curve(found, look.x, look.y)
+        panel.plot(x, y, color=COLOURS[arm], label=label, lw=1.3)  # an arm without curve: for the legend
+    panel.set(xlabel=look.x_label, ylim=look.y_range)
     panel.set_title(f"{pair[0]} to {pair[1]}", fontsize="medium")
 
 
-def _fisher_and_transfer(panel: Any, runs: Sequence[Run]) -> None:
+def fisher_and_transfer(
+    panel: Any, runs: Sequence[Run], arms: Sequence[str] = ("progressive2", "progressive3")
+) -> None:
     """The paper's Fig. 7, a point for each pair and seed."""
     import numpy as np
 
     everything = []
     known = scored(runs)
-    for arm in ("progressive2", "progressive3"):
+    for arm in arms:
         points = [
             (own_convolutions(cell), transfers(run, runs)[pair])
             for run in known

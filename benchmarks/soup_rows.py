@@ -1,16 +1,18 @@
-"""Rows of the table of `progressive-soup`: transfer beside the paper's, its order, and which features are reused."""
+"""Rows of the tables of Pong Soup, on digits and on Pong: transfer beside the paper's, and reused features."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import fmean, median
+from typing import Any
 
 from benchmarks.experiment import Row, Run
 from benchmarks.papers import paper
 from benchmarks.soup_cells import (
-    ARMS,
     SOURCES,
+    TARGETS,
+    Pair,
     cells,
     is_flipped,
     mean_transfers,
@@ -35,35 +37,13 @@ def soup_rows(runs: Sequence[Run]) -> list[Row]:
     numbers = paper("progressive")
     known = scored(runs)
     if not known:
-        return _sensitivity_rows(runs)
-
-    def mean(run: Run) -> float:
-        return fmean(transfers(run, runs).values())
+        return sensitivity_rows(runs)
 
     def shared(run: Run) -> float:
         """Mean over the pairs that progressive3 has, too: targets other than its two sources."""
         return fmean(v for (_, target), v in transfers(run, runs).items() if target not in ("noisy", "hflip"))
 
-    table = []
-    for arm in ARMS:
-        printed = numbers["table1"]["soup"][arm]
-        table.append(mean_row(known, arm, "mean transfer", value=mean, paper=printed["mean"]))
-        table.append(
-            mean_row(
-                known,
-                arm,
-                "median transfer",
-                value=lambda run: median(transfers(run, runs).values()),
-                paper=printed["median"],
-            )
-        )
-    for better, worse in ORDER:
-        difference = numbers["table1"]["soup"][better]["mean"] - numbers["table1"]["soup"][worse]["mean"]
-        table.append(
-            paired_row(
-                known, better, worse, "mean transfer", value=mean, paper=round(difference, 2), target=(">=", 0.0)
-            )
-        )
+    table = [*table1_rows(known, numbers["table1"]["soup"]), *order_rows(known, ORDER)]
     table.append(
         paired_row(
             known,
@@ -89,9 +69,81 @@ def soup_rows(runs: Sequence[Run]) -> list[Row]:
             target=("<=", 0.5),
         )
     )
-    for arm in ARMS[1:]:
-        table += [_matrix_row(known, arm, source_name(source)) for source in SOURCES[arm]]
-    return table + _sensitivity_rows(runs)
+    return [*table, *matrix_rows(known, SOURCES), *sensitivity_rows(runs)]
+
+
+def table1_rows(
+    runs: Sequence[Run],
+    printed: Mapping[str, Mapping[str, float]],
+    *,
+    sources: Mapping[str, Sequence[tuple[str, ...]]] = SOURCES,
+    targets: Sequence[str] = TARGETS,
+) -> list[Row]:
+    """Mean and median transfer of each arm over its pairs, beside Table 1; none without runs of baseline 1.
+
+    Args:
+        runs: All of them.
+        printed: The paper's "mean" and "median" by arm; the arms to show.
+        sources: The paper's, of each arm; the note says how many of the pairs were measured where not all are.
+        targets: The paper's.
+    """
+    known = scored(runs)
+    if not known:
+        return []
+    table = []
+    for arm, numbers in printed.items():
+        whole = sum(target not in source for source in sources[arm] for target in targets)
+        measured = len(mean_transfers(known, arm))
+        note = f"{measured} of the paper's {whole} pairs" if 0 < measured < whole else ""
+        for name, middle in (("mean", fmean), ("median", median)):
+            value = partial(_over_pairs, runs=known, middle=middle)
+            table.append(mean_row(known, arm, f"{name} transfer", value=value, paper=numbers[name], note=note))
+    return table
+
+
+def order_rows(runs: Sequence[Run], order: Sequence[tuple[str, str]]) -> list[Row]:
+    """Differences of mean transfer that the paper has a sign for, the better arm first.
+
+    The paper's are from Table 1 or, where not all pairs were measured, from Fig. 4a's cells of those that were.
+    """
+    known = scored(runs)
+    if not known:
+        return []
+    return [
+        paired_row(
+            known,
+            better,
+            worse,
+            "mean transfer",
+            value=partial(_over_pairs, runs=known, middle=fmean),
+            paper=round(_printed_mean(known, better) - _printed_mean(known, worse), 2),
+            target=(">=", 0.0),
+        )
+        for better, worse in order
+    ]
+
+
+def matrix_rows(runs: Sequence[Run], sources: Mapping[str, Sequence[tuple[str, ...]]]) -> list[Row]:
+    """A row for each arm and source of Fig. 4a."""
+    known = scored(runs)
+    shown = [(arm, source_name(source)) for arm in sources if arm != "baseline1" for source in sources[arm]]
+    return [_matrix_row(known, arm, source) for arm, source in shown] if known else []
+
+
+def _over_pairs(run: Run, runs: Sequence[Run], middle: Any) -> float:
+    return middle(transfers(run, runs).values())
+
+
+def _printed_mean(runs: Sequence[Run], arm: str) -> float:
+    """The paper's mean transfer of an arm over the pairs that were measured."""
+    numbers = paper("progressive")
+    printed: dict[Pair, float] = {}
+    for source, row in numbers["soup"].get(arm, {}).items():
+        printed |= {(source, target): score for target, score in row.items()}
+    measured = mean_transfers(runs, arm).keys() & printed.keys()
+    if not measured or len(measured) == len(printed):
+        return numbers["table1"]["soup"][arm]["mean"]
+    return fmean(printed[pair] for pair in measured)
 
 
 def _matrix_row(runs: Sequence[Run], arm: str, source: str) -> Row:
@@ -104,13 +156,13 @@ def _matrix_row(runs: Sequence[Run], arm: str, source: str) -> Row:
         arm,
         f"transfer from {source}",
         value=lambda run: fmean(v for (s, _), v in transfers(run, runs).items() if s == source),
-        paper=round(fmean(printed.values()), 2),
+        paper=round(fmean(score for target, score in printed.items() if not found or target in found), 2),
         note=f"ours (paper, clipped at 2): {cells_text}" if cells_text else "",
     )
 
 
-def _sensitivity_rows(runs: Sequence[Run]) -> list[Row]:
-    """The paper's findings on which features are reused (Fig. 5), and AFS beside APS (Fig. 9)."""
+def sensitivity_rows(runs: Sequence[Run], *, perturbation: bool = True) -> list[Row]:
+    """The paper's findings on which features are reused (Fig. 5), and, if measured, AFS beside APS (Fig. 9)."""
 
     def reuse(run: Run, pair: tuple[str, str], depth: int, less: tuple[tuple[str, str], int]) -> float:
         return source_share(run, pair, depth) - source_share(run, *less)
@@ -138,6 +190,8 @@ def _sensitivity_rows(runs: Sequence[Run]) -> list[Row]:
         for what, (pair, depth, less) in findings.items()
         if not measured or {pair, less[0]} <= measured
     ]
+    if not perturbation:
+        return table
     table.append(
         mean_row(
             runs,

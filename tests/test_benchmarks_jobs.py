@@ -240,12 +240,16 @@ def test_settings_become_options_with_the_scale_s_defaults():
         parse(clashing, [])
 
 
+LONGER = ("progressive-pong-soup",)
+"""Their budget at cpu scale is what the game needs, not the hour that the others keep to."""
+
+
 @pytest.mark.parametrize("name", experiment_names())
 def test_every_experiment_follows_the_skeleton(name):
     found = find_experiment(name)
     assert found.name == name
     assert set(found.scales) == set(found.minutes) == {"smoke", "cpu", "paper"}
-    assert found.minutes["cpu"] <= 60
+    assert found.minutes["cpu"] <= 60 or name in LONGER
     assert found.description
     for settings in found.scales.values():
         assert dataclasses.is_dataclass(settings)

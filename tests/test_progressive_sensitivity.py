@@ -94,6 +94,25 @@ def test_fisher_is_the_total_derivative_by_finite_differences():
         assert float(found.fisher[depth, column][m]) == pytest.approx(variance * total, rel=1e-5)
 
 
+def test_outputs_that_are_no_logits_are_left_out():
+    net = ProgressiveNetwork(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh()))
+    net.add_column(0, 4)
+    net.add_column(1, 4)
+    net.double().eval()
+    x = torch.randn(20, 4, dtype=torch.float64)
+    found = average_fisher_sensitivity(net, [x], 1, logits=lambda outputs: outputs[:, :-1])
+    policy = copy.deepcopy(net)  # the same network without its last output
+    for layer in (policy.columns[1].head.layer, policy.columns[1].head.lateral.U):
+        layer.weight = nn.Parameter(layer.weight[:-1].detach())
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias[:-1].detach())
+    expected = average_fisher_sensitivity(policy, [x], 1)
+    whole = average_fisher_sensitivity(net, [x], 1)
+    for place, fisher in expected.fisher.items():
+        torch.testing.assert_close(found.fisher[place], fisher, rtol=1e-9, atol=1e-14)
+        assert not torch.allclose(whole.fisher[place], fisher, rtol=1e-3)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.sampled_from(["exact", "sampled"]))
 def test_batch_size_does_not_matter(sizes, labels):

@@ -10,7 +10,7 @@ a variance in proportion to the activation's own is added to h.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -100,6 +100,7 @@ def average_fisher_sensitivity(
     *,
     labels: Literal["exact", "sampled"] = "exact",
     normalise: Normalise = "layer",
+    logits: Callable[[Tensor], Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> FisherSensitivity:
     """Return the Average Fisher Sensitivity of a task to every map of its own column and of the earlier ones.
@@ -119,6 +120,8 @@ def average_fisher_sensitivity(
         labels: "exact": the expectation over y, a backward pass a class. "sampled": one y a sample, drawn from
             p(y | x), a single backward pass.
         normalise: "layer" or "map", see `Normalise`.
+        logits: Function of the task's outputs (B, K) that returns the logits of p(y | x), where not all of them are: an
+            actor-critic's last output is a value, `lambda outputs: outputs[:, :-1]`.
         generator: A CPU generator for sampled labels. None makes a new one from `torch.initial_seed()`.
 
     Returns:
@@ -148,11 +151,12 @@ def average_fisher_sensitivity(
                 leaves[depth, column] = torch.zeros_like(h, requires_grad=True)
                 return h + leaves[depth, column]
 
-            logits = network.forward_single_task(x, label, tap)
+            outputs = network.forward_single_task(x, label, tap)
+            z = outputs if logits is None else logits(outputs)
             if normalise == "map" and count == 0:
                 _check_widths({place: m.sum for place, m in moments.items() if m.count})
-            for score in _scores(logits.detach(), labels, generator):
-                grads = torch.autograd.grad(logits, list(leaves.values()), score, retain_graph=True, allow_unused=True)
+            for score in _scores(z.detach(), labels, generator):
+                grads = torch.autograd.grad(z, list(leaves.values()), score, retain_graph=True, allow_unused=True)
                 for place, grad in zip(leaves, grads, strict=True):
                     if grad is not None:
                         squared = by_map(grad, stages[place]).double().square().sum((0, 2))
