@@ -169,12 +169,12 @@ def figure(runs: Sequence[Run]) -> Figure:
             if not own:
                 continue
             points = [[y for _, y in m["curves"][task]] for m in own]
-            steps = [x for x, _ in own[0]["curves"][task]]
+            steps = [x / 1000 for x, _ in own[0]["curves"][task]]
             means = [fmean(values) for values in zip(*points, strict=False)]
             panels[0, column].plot(steps[: len(means)], means, color=f"C{color}", label=arm)
             after = [fmean(values) for values in zip(*(m["returns"][task] for m in own), strict=True)]
             panels[1, column].plot(range(1, len(after) + 1), after, "o-", color=f"C{color}")
-        panels[0, column].set(title=task, xlabel="agent steps in the task")
+        panels[0, column].set(title=task, xlabel="thousand agent steps in the task")
         panels[1, column].set(xlabel="visits so far", xticks=range(1, len(tasks) + 1))
         panels[1, column].axvline(column + 1, color="0.8", zorder=0)
     panels[0, 0].set_ylabel("return while learning")
