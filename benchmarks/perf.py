@@ -34,6 +34,7 @@ from benchmarks.jobs import commit
 from benchmarks.models import mlp
 from benchmarks.perf_progressive import columns
 from benchmarks.perf_replay import replay
+from benchmarks.perf_rl import absent, reinforcement
 from benchmarks.runner import versions
 from benchmarks.timing import EpochTimer, Line, compare, few, rotate, timed
 from benchmarks.training import load_arrays
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     arrays = load_arrays(options.data, Context(data_root_override=options.data_root))
     lines: list[Line] = []
     parts = {"epochs": epochs, "Fishers": fishers, "steps": steps, "columns": columns, "replay": replay}
+    parts |= {"agents": reinforcement}
     for title, part in parts.items():
         with console.status(f"measuring {title}"):
             lines += part(arrays, options.rounds)
@@ -76,6 +78,8 @@ def main(arguments: Sequence[str]) -> int:
         met = {None: "", True: "yes", False: "no"}[line.met]
         table.add_row(line.what, f"{line.seconds:.4g}", ratio, line.against, line.target, met)
     console.print(table)
+    for note in absent():
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     if options.out:
         record = {"data": arrays.name, "threads": torch.get_num_threads(), "rounds": options.rounds}
         record |= {"versions": versions(), "commit": commit(), "lines": [asdict(line) for line in lines]}

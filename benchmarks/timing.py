@@ -35,6 +35,11 @@ def compare(what: str, seconds: float, other: float, against: str, target: tuple
     return Line(what, seconds, other / seconds, f"{against} / this", f">= {bound:g}", other / seconds >= bound)
 
 
+def compare_rates(what: str, rate: float, other: float, against: str, least: float) -> Line:
+    """Compare with another number a second; their ratio has to be `least`."""
+    return Line(what, rate, rate / other, against, f">= {least:g}", rate / other >= least)
+
+
 def rotate(rounds: int, alternatives: dict[str, Callable[[], float]]) -> dict[str, float]:
     """Let the alternatives take turns; the median of each."""
     found: dict[str, list[float]] = {name: [] for name in alternatives}

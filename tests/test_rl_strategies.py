@@ -2,6 +2,8 @@
 
 import math
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from rl_cases import Bandit, Counting, Failing, actor_critic, dqn, make, mlp, quiet, two_tasks
@@ -577,3 +579,33 @@ def test_both_are_strategies_of_avalanches_template():
     assert issubclass(DQN, SupervisedTemplate)
     envs = Environments(two_tasks().train_stream[0], 2)
     envs.close()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_mini_batches_of_images_have_the_format_asked_for(channels_last, dtype):
+    formats = set()
+
+    class Seeing(nn.Sequential):
+        def forward(self, x):
+            assert x.dtype == torch.float32
+            formats.add((self.training and torch.is_grad_enabled(), x.stride()[1] == 1))
+            return super().forward(x)
+
+    class Images(Counting):
+        def __init__(self, num_envs):
+            super().__init__(num_envs)
+            self.single_observation_space = gym.spaces.Box(0, 255, (2, 6, 6), dtype)
+
+        def seen(self):
+            first = np.arange(self.num_envs * 72).reshape(self.num_envs, 2, 6, 6)
+            return (first + self.at[:, None, None, None]).astype(dtype)
+
+    torch.manual_seed(0)
+    model = Seeing(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+    torch.manual_seed(1)
+    strategy = actor_critic(model, channels_last=channels_last)
+    benchmark = rl_benchmark({"images": make(Images)}, steps=24)
+    strategy.train(benchmark.train_stream)
+    strategy.eval(benchmark.test_stream)
+    assert formats == {(True, channels_last), (False, False)}, "acting and evaluation keep theirs"

@@ -59,6 +59,8 @@ class RLTemplate(Resumable, SupervisedTemplate):
         max_grad_norm: Gradients are scaled down to this norm; None: they are not.
         eval_episodes: Episodes of an evaluation in each experience.
         eval_envs: Environments that are stepped together in evaluation.
+        channels_last: Mini-batches of images reach the network in `torch.channels_last`: gradients of convolutions with
+            few maps cost half on a CPU. They differ in their last bits. A network must `reshape` then, not `view`.
         seed: Of the environments. None: `torch.initial_seed()`.
         plugins: Of Avalanche or ours.
         **kwargs: Other arguments of `SupervisedTemplate` (device, evaluator, eval_every, ...). It measures returns by
@@ -91,6 +93,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
         max_grad_norm: float | None = None,
         eval_episodes: int = 10,
         eval_envs: int = 10,
+        channels_last: bool = False,
         seed: int | None = None,
         plugins: Sequence[BasePlugin] | None = None,
         evaluator: Any = _default_evaluator,
@@ -111,6 +114,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
         self.num_envs, self.epoch_steps = num_envs, epoch_steps
         self.gamma, self.reward_clip, self.max_grad_norm = gamma, reward_clip, max_grad_norm
         self.eval_episodes, self.eval_envs = eval_episodes, eval_envs
+        self.channels_last = channels_last
         self.seed = torch.initial_seed() if seed is None else seed
         self.steps, self.updates = 0, 0
         self.steps_of: dict[int, int] = {}
@@ -314,7 +318,9 @@ class RLTemplate(Resumable, SupervisedTemplate):
 
     def _unpack_minibatch(self) -> None:
         x, *others = self.mbatch
-        self.mbatch = [self._as_input(x.to(self.device)), *(other.to(self.device) for other in others)]
+        last = self.channels_last and self.is_training and x.ndim == 4
+        form = torch.channels_last if last else torch.preserve_format
+        self.mbatch = [self._as_input(x.to(self.device), form), *(other.to(self.device) for other in others)]
 
     def _enter(self, experience: Any) -> None:
         if not isinstance(experience, RLExperience):
@@ -335,8 +341,9 @@ class RLTemplate(Resumable, SupervisedTemplate):
         return network(x, self.label) if isinstance(network, MultiTaskModule) else network(x)
 
     @staticmethod
-    def _as_input(x: Tensor) -> Tensor:
-        return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+    def _as_input(x: Tensor, form: torch.memory_format = torch.preserve_format) -> Tensor:
+        converted = x.to(torch.float32, memory_format=form)
+        return converted.div_(255) if x.dtype == torch.uint8 else converted
 
 
 class _Visit:
