@@ -229,11 +229,13 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Forget it."""
-        strategy.model.given = None
+        if self._head_inputs is not None:
+            strategy.model.given = None
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the phase's penalty."""
-        self._running = [self._running[0] + float(strategy.loss.detach()), self._running[1] + 1]
+        if self.step == "head":
+            self._running = [self._running[0] + float(strategy.loss.detach()), self._running[1] + 1]
         network: DynamicallyExpandableNetwork = strategy.model
         if self.step == "retraining":
             stand_in: Any = network.stand_in
