@@ -228,6 +228,11 @@ def accuracy_matrix(strategy: Any, stream: str = "test", metric: str = "Top1_Acc
     return [[curves[task][1][k - n] for task in range(k + 1)] for k in range(n)]
 
 
+def rounded(values: Sequence[float]) -> list[float]:
+    """Five decimals, which say all about 10,000 images."""
+    return [round(value, 5) for value in values]
+
+
 def default_plugins(context: Context, experiences: int, *, resumable: bool = True) -> list[SupervisedPlugin]:
     """The plugins every job has: batches from memory, a progress bar and, if wanted, a checkpoint each epoch."""
     plugins: list[SupervisedPlugin] = [InMemoryLoaderPlugin(), ProgressPlugin(context, experiences)]
