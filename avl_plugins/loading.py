@@ -8,6 +8,7 @@ import random
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,22 @@ __all__ = ["InMemoryLoaderPlugin", "TensorLoader", "batches_in_memory", "dataset
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Served:
+    """A batch that was served."""
+
+    rows: Tensor
+    """Positions of its samples in the data set."""
+    x: Tensor
+    """Its first column."""
+    version: int
+    """How often `x` had been written to by then."""
+
+    def is_in(self, x: Tensor) -> bool:
+        """Whether `x` is the first column, and has not been written to since."""
+        return x is self.x and x._version == self.version
+
+
 class TensorLoader:
     """Batches sliced from tensors, in the order and with the random numbers of torch's DataLoader.
 
@@ -50,6 +67,9 @@ class TensorLoader:
         batch_size: Samples per batch.
         shuffle: Draw a new order each epoch; else the samples come as they are.
         drop_last: Leave out a last batch that is smaller.
+
+    Attributes:
+        served: The latest batch; None before the first and after the last.
 
     Yields:
         A list with a new tensor (batch_size, ...) for each column.
@@ -71,6 +91,7 @@ class TensorLoader:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.served: Served | None = None
 
     def __len__(self) -> int:
         full, rest = divmod(self.n_samples, self.batch_size)
@@ -83,7 +104,10 @@ class TensorLoader:
         else:
             order = torch.arange(self.n_samples)
         for rows in order.to(self.device).split(self.batch_size)[: len(self)]:
-            yield list(self.read(rows))
+            batch = list(self.read(rows))
+            self.served = Served(rows, batch[0], batch[0]._version)
+            yield batch
+        self.served = None
 
 
 def _draw_seed() -> int:

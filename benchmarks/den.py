@@ -31,9 +31,8 @@ from avl_plugins import (
 from avl_plugins.loading import batches_in_memory
 from avl_plugins.metrics import auroc_metrics, den_metrics, growth_table, mean_auroc
 from benchmarks.experiment import Context
-from benchmarks.replay import rounded
 from benchmarks.timing import timed
-from benchmarks.training import Training, accuracy_matrix, default_plugins, make_evaluator, train_stream
+from benchmarks.training import Training, accuracy_matrix, default_plugins, make_evaluator, rounded, train_stream
 
 COMPARED = ("stl", "mtl", "plain", "l2", "ewc", "progressive", "den", "den-finetune")
 PARTS = ("l1", "selective", "l2-selective", "constant", "dynamic", "no-stamp")

@@ -13,9 +13,9 @@ from avl_plugins.metrics import replay_metrics
 from benchmarks.datasets import Arrays
 from benchmarks.experiment import Context
 from benchmarks.models import image_trunk, optimizer
-from benchmarks.replay import make_plugin, replayed_grids, rounded
+from benchmarks.replay import make_plugin, replayed_grids
 from benchmarks.taskwise import TrunkAndHead
-from benchmarks.training import Training, accuracy_curves, default_plugins, make_evaluator, train_stream
+from benchmarks.training import Training, accuracy_curves, default_plugins, make_evaluator, rounded, train_stream
 
 TEMPERATURE = 2.0
 REPLAY = {"lwf-gr": "gr", "lwf-vae": "vae"}

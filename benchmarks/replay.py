@@ -40,6 +40,7 @@ from benchmarks.training import (
     accuracy_matrix,
     default_plugins,
     make_evaluator,
+    rounded,
     train_stream,
 )
 
@@ -184,11 +185,6 @@ def replayed_grids(strategy: Any) -> list[str]:
     history = strategy.evaluator.get_all_metrics()
     images: Sequence[Any] = next((v[1] for k, v in history.items() if k.startswith("ReplayImages")), [])
     return [png(image.image) for image in images]
-
-
-def rounded(values: Sequence[float]) -> list[float]:
-    """Five decimals, which say all about 10,000 images."""
-    return [round(value, 5) for value in values]
 
 
 class Normalise(SupervisedPlugin):

@@ -16,9 +16,9 @@ from avl_plugins.metrics import replay_metrics
 from benchmarks.datasets import Arrays, split
 from benchmarks.experiment import Context, write_atomically
 from benchmarks.models import image_mlp, optimizer
-from benchmarks.replay import make_gan, make_vae, png, replayed_grids, rounded
+from benchmarks.replay import make_gan, make_vae, png, replayed_grids
 from benchmarks.scholars import images_of, learn_generator, learn_solver
-from benchmarks.training import Training, default_plugins, make_evaluator, train_stream
+from benchmarks.training import Training, default_plugins, make_evaluator, rounded, train_stream
 
 SAMPLES = 2000
 

@@ -4,12 +4,23 @@ import dataclasses
 
 import pytest
 import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
 from benchmarks.experiment import Context, find_experiment
-from benchmarks.training import EarlyStoppingOnAllTasks, Training, accuracy, accuracy_matrix, train_stream
+from benchmarks.training import (
+    EarlyStoppingOnAllTasks,
+    Evaluator,
+    Training,
+    accuracy,
+    accuracy_matrix,
+    make_evaluator,
+    train_stream,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
 
@@ -49,6 +60,48 @@ def test_each_task_ends_with_its_own_best_snapshot_and_stops_after_patience(digi
         assert len(errors) == min(12, best + 1 + 3)
         stopped += len(errors) < 12
     assert stopped >= 1
+
+
+def test_the_evaluator_leaves_out_what_nobody_listens_to(digits_permuted):
+    """Every metric and every call of a logger is as with Avalanche's own; a hook that one listens to is not idle."""
+
+    class Recorder(BaseLogger):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def log_metrics(self, metric_values):
+            self.seen += [(value.name, value.x_plot, value.value) for value in metric_values]
+
+        def after_update(self, strategy, metric_values, **kwargs):
+            self.seen.append(("update", strategy.clock.train_iterations, len(metric_values)))
+
+    class Publish(SupervisedPlugin):
+        def before_forward(self, strategy, **kwargs):
+            x = strategy.clock.train_iterations
+            strategy.evaluator.publish_metric_value(MetricValue(None, "own", float(x), x))
+
+    ends = []
+    for kind in (EvaluationPlugin, Evaluator):
+        torch.manual_seed(0)
+        model, recorder = nn.Sequential(nn.Linear(64, 10)), Recorder()
+        evaluator = kind(accuracy_metrics(minibatch=True, epoch=True, experience=True), loggers=[recorder])
+        strategy = Training(
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.5),
+            train_mb_size=100,
+            train_epochs=2,
+            plugins=[Publish()],
+            evaluator=evaluator,
+        )
+        strategy.train(digits_permuted.train_stream[0])
+        strategy.eval(digits_permuted.test_stream[:1])
+        ends.append((recorder.seen, dict(evaluator.get_all_metrics())))
+    assert ends[0] == ends[1]
+    assert len(ends[0][0]) > 20
+    assert "before_update" in evaluator.idle_hooks
+    assert not {"after_update", "after_training_iteration", "before_eval"} & set(evaluator.idle_hooks)
+    assert len(make_evaluator(Context()).idle_hooks) == 12
 
 
 def test_a_job_interrupted_inside_a_task_ends_with_the_same_numbers(tmp_path):

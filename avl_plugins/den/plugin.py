@@ -9,8 +9,9 @@ from torch import nn
 
 from avl_plugins.den.duplication import Before, drift_penalty, drifted_units, drifts, split_units
 from avl_plugins.den.expansion import add_units, empty_units, remove_units
+from avl_plugins.den.head_inputs import HeadInputs, head_inputs
 from avl_plugins.den.network import DynamicallyExpandableNetwork
-from avl_plugins.den.phases import join_groups, mean_loss, proximal_step, train_only
+from avl_plugins.den.phases import add_squares, join_groups, mean_loss, proximal_step, train_only
 from avl_plugins.den.selection import select_units
 from avl_plugins.den.stand_in import NewUnits, Selected
 from avl_plugins.resume import phase
@@ -62,6 +63,9 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         max_splits: Most units that are split in a layer, those that drifted furthest; None: no bound.
         phase_epochs: Epochs of expansion and of each training in 4; None: `train_epochs`.
         head_tolerance: The head is trained until its mean loss falls by less than this part from epoch to epoch.
+        cache_bytes: What the new head reads of all training samples is computed once, not in each step of its training,
+            if it takes at most so many bytes and `InMemoryLoaderPlugin` comes before this plugin; weights then differ
+            by rounding. Where layers are random (dropout) steps compute it as ever. 0: never once.
         zero_tolerance: Weights of at most this size count as zero in selection.
         validation_stream: The loss that tau is compared with is that on the experience with the same number of this
             stream; None: on the training data.
@@ -93,6 +97,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         max_splits: int | None = 10,
         phase_epochs: int | None = None,
         head_tolerance: float = 1e-2,
+        cache_bytes: int = 2**30,
         zero_tolerance: float = 0.0,
         validation_stream: Sequence[Any] | None = None,
         selective: bool = True,
@@ -109,6 +114,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             ("loss_threshold", loss_threshold),
             ("drift_threshold", drift_threshold),
             ("head_tolerance", head_tolerance),
+            ("cache_bytes", cache_bytes),
             ("zero_tolerance", zero_tolerance),
             ("retraining_drift", retraining_drift),
         ):
@@ -125,6 +131,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.expand_by, self.max_splits = expand_by, max_splits
         self.phase_epochs = phase_epochs
         self.head_tolerance, self.zero_tolerance = head_tolerance, zero_tolerance
+        self.cache_bytes = cache_bytes
         self.validation_stream = validation_stream
         self.selective, self.expand, self.split = selective, expand, split
         self.history: list[dict[str, Any]] = []
@@ -134,6 +141,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._losses: list[float] = []
         self._running: list[float] = [0.0, 0.0]
         self._groups: dict[str, int] = {}
+        self._head_inputs: HeadInputs | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return where in a task training is, the weights before it, and the history."""
@@ -172,6 +180,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 f"{found[0]} keeps something for each parameter, and DENPlugin trains parts of them and changes their "
                 "shapes; remove one of the two"
             )
+        self._head_inputs = strategy.model.given = None  # a run may have been interrupted
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Sort a new head into the optimizer's groups where there are several, which Avalanche cannot."""
@@ -199,21 +208,39 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._train_only(strategy, network.head_of(label) if self.step == "head" else network)
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """End the head's training when it has converged."""
+        """End the head's training when it has converged; before it, compute what it reads."""
         self._running = [0.0, 0.0]
-        if self.step == "head" and len(self._losses) > 1:
+        if self.step != "head":
+            return
+        if len(self._losses) > 1:
             last, now = self._losses[-2:]
             if last - now < self.head_tolerance * abs(last):
                 strategy.stop_training()
+                return
+        if self._head_inputs is None and self.cache_bytes:
+            self._head_inputs = head_inputs(
+                strategy.model, strategy.dataloader, device=strategy.device, limit=self.cache_bytes
+            )
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Hand over what the head reads."""
+        if self._head_inputs is not None:
+            strategy.model.given = self._head_inputs.latest()
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Forget it."""
+        if self._head_inputs is not None:
+            strategy.model.given = None
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the phase's penalty."""
-        self._running = [self._running[0] + float(strategy.loss.detach()), self._running[1] + 1]
+        if self.step == "head":
+            self._running = [self._running[0] + float(strategy.loss.detach()), self._running[1] + 1]
         network: DynamicallyExpandableNetwork = strategy.model
         if self.step == "retraining":
             stand_in: Any = network.stand_in
-            squares = sum(weight.square().sum() for weight in stand_in.weights)
-            strategy.loss = strategy.loss + self.l2 / 2 * squares
+            if self.l2:
+                strategy.loss = strategy.loss + add_squares(stand_in.weights, self.l2)
             if self.retraining_drift:
                 strategy.loss = strategy.loss + self.retraining_drift * stand_in.drift(self.weights_before)
         elif self.step == "full" and self.retraining_drift:
@@ -279,17 +306,18 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 f"l1: task {network.labels[-1]} selects {[len(own) for own in units]} inputs and units by layer; "
                 f"{self.l1} drives too many weights to zero, lower it"
             )
+        self._head_inputs = None
         self.history[-1]["selected"] = [len(own) for own in units]
         network.stand_in = Selected(network, units)
         self._train_only(strategy, network.stand_in)
 
     def _before_expansion(self, strategy: Any) -> None:
         network: DynamicallyExpandableNetwork = strategy.model
-        self._write_back(network)
         data = strategy.experience
         if self.validation_stream is not None:
             data = self.validation_stream[data.current_experience]
-        loss = mean_loss(strategy, network.labels[-1], data.dataset.eval())
+        loss = mean_loss(strategy, network.labels[-1], data.dataset.eval())  # the selected part is faster
+        self._write_back(network)
         self.history[-1]["loss"] = loss
         self._expanding = self.expand == "constant" or (self.expand == "dynamic" and loss > self.loss_threshold)
         if self._expanding:
