@@ -119,6 +119,20 @@ def test_expansion_trains_new_units_only(digits_split):
     assert strategy.model.head_of(1).in_features == WIDTHS[1] + 4
 
 
+@pytest.mark.parametrize("options", [{}, {"selective": False, "expand": None, "split": False}])
+def test_heads_of_earlier_tasks_stand(digits_split, options):
+    """Bit for bit through every phase, L1 and weight decay included: their gradient is none."""
+    strategy, watch, after_first = two_tasks(
+        digits_split,
+        optimizer=lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1),
+        **{"l1": 0.1, "drift_threshold": 1e-4, "epochs": 3, **options},
+    )
+    assert watch.steps == (["full"] if options else ["head", "retraining", "expansion", "drift", "split"])
+    for name, parameter in after_first.head_of(0).named_parameters():
+        assert torch.equal(dict(strategy.model.head_of(0).named_parameters())[name], parameter)
+    assert not torch.equal(weights(strategy.model, 0)[: WIDTHS[0]], weights(after_first, 0))
+
+
 def test_group_lasso_empties_units_and_they_go(digits_split):
     strategy, _, _ = two_tasks(digits_split, epochs=3, split=False, group_lasso=1000.0)
     entry = strategy.den.history[-1]

@@ -71,14 +71,17 @@ def add_squares(weights: Sequence[Tensor], factor: float) -> Tensor:
 
 @torch.no_grad()
 def proximal_step(strategy: Any, *, l1: float, group_lasso: float) -> None:
-    """Apply the steps of L1 to all weights that are trained, then of group lasso to the new units' incoming ones."""
+    """Apply the steps of L1 to all weights that are trained, then of group lasso to the new units' incoming ones.
+
+    Weights without a gradient, such as other tasks' heads, have not been moved by the optimizer, and stay.
+    """
     stand_in = strategy.model.stand_in
     incoming: set[int] = set()
     if isinstance(stand_in, NewUnits):
         incoming = {id(weight) for weight in list(stand_in.weights)[:-1]}
     for group in strategy.optimizer.param_groups:
         for weight in group["params"]:
-            if weight.dim() < 2:
+            if weight.dim() < 2 or weight.grad is None:
                 continue
             if l1:
                 weight.copy_(shrink_groups(weight, group["lr"] * l1))
