@@ -10,11 +10,11 @@ from rich.console import Console
 
 from benchmarks.__main__ import main
 from benchmarks.experiment import Context, Run, find_experiment, plain_settings
-from benchmarks.experiments.ewc_fig3c import half
 from benchmarks.experiments.ewc_patterns import Settings, measure, rate, slope
 from benchmarks.jobs import RESULTS
 from benchmarks.report import README, load_runs, report, results_text, rows_of
 from benchmarks.summary import END, START, summary, write_readme
+from benchmarks.weight_noise import half
 
 
 @pytest.fixture(scope="module")

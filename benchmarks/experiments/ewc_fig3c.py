@@ -18,19 +18,13 @@ under this reading only. Rows "at equal norm" compare the root mean variance ove
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.experiment import Context, Experiment, Row, Run
-from benchmarks.papers import paper
-from benchmarks.table import mean_row
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-ARMS = ("uniform", "inverse-fisher", "null-space")
+from benchmarks.weight_noise import COVARIANCES, half, noise_figure, noise_rows
 
 
 @dataclass(frozen=True)
@@ -63,13 +57,13 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     """Accuracy under noise, relative to the accuracy without."""
     import numpy as np
     import torch
-    from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
     from avl_plugins import diagonal_fisher
     from avl_plugins.loading import batches_in_memory
     from benchmarks.datasets import permuted
     from benchmarks.models import mlp, optimizer
     from benchmarks.training import Training, accuracy, default_plugins, load_arrays, make_evaluator, train_stream
+    from benchmarks.weight_noise import NoisyWeights, noise_variance
 
     torch.manual_seed(seed)
     arrays = load_arrays(settings.data, context)
@@ -87,22 +81,20 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     )
     train_stream(strategy, benchmark, context)
     fisher = diagonal_fisher(model, batches_in_memory(benchmark.train_stream[0].dataset, 1000))
-    variance = noise_variance(arm, torch.cat([f.flatten() for f in fisher.values()]), settings)
+    variance = noise_variance(arm, torch.cat([f.flatten() for f in fisher.values()]), settings.damping)
 
     test = benchmark.test_stream[0].dataset
     unperturbed = accuracy(model, test)
-    weights = parameters_to_vector(model.parameters()).detach()
+    weights = NoisyWeights(model, variance, seed)
     size = math.ceil(len(test) / settings.draws)
-    generator = torch.Generator().manual_seed(seed)
     noises = np.geomspace(settings.lowest_noise, settings.highest_noise, settings.points)
     scores = []
     with torch.no_grad():
         for noise in noises.tolist():
             right = 0
             for x, y, _ in batches_in_memory(test, size):
-                draw = torch.randn(len(weights), generator=generator).to(weights) * variance.sqrt() * noise
-                vector_to_parameters(weights + draw, model.parameters())
-                right += int((model(x.to(weights.device)).argmax(1).cpu() == y.cpu()).sum())
+                weights.draw(noise)
+                right += int((model(x.to(variance.device)).argmax(1).cpu() == y.cpu()).sum())
             scores.append(round(right / len(test) / unperturbed, 4))
     tolerated = half(noises.tolist(), scores)
     return {
@@ -114,98 +106,16 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     }
 
 
-def noise_variance(arm: str, fisher: Any, settings: Settings) -> Any:
-    """Variance of each weight's noise for standard deviation 1: 1 where the Fisher is zero."""
-    import torch
-
-    damping = settings.damping * fisher.mean()
-    if arm == "uniform":
-        return torch.ones_like(fisher)
-    if arm == "inverse-fisher":
-        return damping / (fisher + damping)
-    return (fisher < damping).to(fisher)
-
-
-def half(noises: Sequence[float], scores: Sequence[float]) -> float:
-    """Noise at which the score is half of the unperturbed one, by interpolation over log noise.
-
-    Raises ValueError where no such noise is among `noises`.
-    """
-    for k in range(1, len(scores)):
-        if scores[k] < 0.5 <= scores[k - 1]:
-            share = (scores[k - 1] - 0.5) / (scores[k - 1] - scores[k])
-            return float(noises[k - 1] * (noises[k] / noises[k - 1]) ** share)
-    raise ValueError(
-        f"the score does not fall to half between noise {noises[0]:g} and {noises[-1]:g}; raise highest_noise, or "
-        f"lower lowest_noise if the first score ({scores[0]:g}) is below half already"
-    )
-
-
 def rows(runs: Sequence[Run]) -> list[Row]:
     """Noise that halves the score, and how much more of it the Fisher's covariances allow."""
-    numbers = paper("ewc")["fig3c"]
-    table = [
-        mean_row(
-            runs,
-            arm,
-            "noise that halves the score",
-            value=lambda run: run.measurements["half"],
-            paper=numbers[f"half_{arm.replace('-', '_')}"],
-            note="paper: a Breakout agent",
-        )
-        for arm in ARMS
-    ]
-    uniform = {run.seed: run.measurements["half"] for run in runs if run.arm == "uniform"}
-    comparable = [run for run in runs if run.seed in uniform] or runs
-    for key, text in (
-        ("half", "half-score noise / uniform's"),
-        ("half_norm", "half-score noise / uniform's, at equal norm"),
-    ):
-        table += [
-            mean_row(
-                comparable,
-                arm,
-                text,
-                value=partial(relative, key=key, to=uniform),
-                paper=numbers["half_ratio"] if key == "half" else None,
-                target=(">=", 3.0) if (arm, key) == ("inverse-fisher", "half") else None,
-            )
-            for arm in ARMS[1:]
-        ]
-    return table
-
-
-def relative(run: Run, key: str, to: Mapping[int, float]) -> float:
-    """Noise that the run tolerates relative to what the run of the same seed in `to` does."""
-    return run.measurements[key] / to[run.seed]
-
-
-def figure(runs: Sequence[Run]) -> Figure:
-    """Score over noise: measured on the left, the paper's agent on the right."""
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    numbers = paper("ewc")["fig3c"]
-    fig = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = fig.subplots(1, 2, sharey=True)
-    for arm, colour in zip(ARMS, ("tab:blue", "tab:red", "tab:green"), strict=True):
-        own = [run.measurements for run in runs if run.arm == arm]
-        if own:
-            left.semilogx(own[0]["noise"], np.mean([m["score"] for m in own], 0), "-o", ms=3, color=colour, label=arm)
-        right.semilogx(numbers["noise"], numbers[arm.replace("-", "_")], "--x", color=colour, label=arm)
-    for panel, title in ((left, "MNIST classifier, measured"), (right, "Breakout agent, paper")):
-        panel.axhline(0.5, color="grey", lw=0.5)
-        panel.set(xlabel="standard deviation of the weight noise", title=title)
-    left.set(ylabel="score relative to unperturbed")
-    left.legend(fontsize="small")
-    return fig
+    return noise_rows(runs, note="paper: a Breakout agent")
 
 
 EXPERIMENT = Experiment(
     name="ewc-fig3c",
     title="EWC, Fig. 3C: weight noise along the Fisher",
     data="mnist",
-    arms=ARMS,
+    arms=COVARIANCES,
     scales={
         "smoke": Settings(data="digits", width=50, epochs=10, batch_size=32, draws=10),
         "cpu": Settings(),
@@ -214,5 +124,5 @@ EXPERIMENT = Experiment(
     minutes={"smoke": 0.1, "cpu": 4, "paper": 8},
     measure=measure,
     rows=rows,
-    figure=figure,
+    figure=partial(noise_figure, title="MNIST classifier"),
 )
