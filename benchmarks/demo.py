@@ -1,11 +1,13 @@
-"""`python -m benchmarks demo`: EWC keeps permuted digits that plain training forgets; real data, no download."""
+"""`python -m benchmarks demo`: what plain training forgets and EWC and Progressive Networks keep; no download."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +21,26 @@ WIDTH = 400
 LEARNING_RATE = 0.02
 EWC_LAMBDA = 1000.0  # of 300, 1000, 3000 the best on 300 held-out training digits, seeds 100 and 101
 
+AGENTS = {"finetune": "plain agent", "progressive": "progressive agent"}
+AGENT_STEPS = 40_000  # in each task: a quarter of what the experiment rl-classic takes
+
 
 def demo(arguments: Sequence[str], console: Console) -> int:
-    """Train both ways on five permutations of the digits, show the accuracies, and say how to look at the curves."""
+    """Train plainly and with a method, digits and agents; show what is kept, and say how to look at the curves."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks demo",
-        description=f"Plain training and EWC on {TASKS} permutations of scikit-learn's 1,797 digits.",
+        description=f"Plain training and EWC on {TASKS} permutations of scikit-learn's 1,797 digits; where gymnasium "
+        "is installed, a plain and a progressive agent on three CartPoles.",
     )
     parser.add_argument("--logdir", type=Path, default=Path("runs"), help="TensorBoard logs go to LOGDIR/demo")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     logdir = options.logdir / "demo"
 
+    agents = AGENTS if find_spec("gymnasium") else {}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("loading Avalanche", total=2 * TASKS * EPOCHS)
+        bar = progress.add_task("loading Avalanche", total=2 * TASKS * EPOCHS + TASKS * EPOCHS * len(agents) // 2)
 
         def advance(name: str, task: int) -> None:
             progress.update(bar, advance=1, description=f"{name}, task {task + 1} of {TASKS}")
@@ -43,8 +50,24 @@ def demo(arguments: Sequence[str], console: Console) -> int:
             if not console.is_terminal:
                 console.print(f"{name}: {TASKS} tasks of {EPOCHS} epochs ...", highlight=False)
             results[name] = train(ewc_lambda, options.seed, logdir / folder, partial(advance, name))
+        played = {}
+        for arm, name in agents.items():
+            if not console.is_terminal:
+                console.print(f"{name}: 3 CartPoles of {AGENT_STEPS:,} steps ...", highlight=False)
+            shown = Share(progress, bar, TASKS * EPOCHS // 2, name)
+            played[name] = train_agent(arm, options.seed, logdir / f"cartpole-{arm}", shown)
     console.print(table(results))
     console.print("Accuracy on each task's test digits once all tasks are learnt; forgetting: drop since it was new.")
+    if played:
+        console.print(returns_table(played))
+        console.print("Steps that the pole stays up, 500 at most: when the task was new, and after all tasks.")
+    else:
+        console.print(
+            'gymnasium is not installed (pip install "avl-plugins[rl]"): no agents.',
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     console.print(f"Curves: tensorboard --logdir {logdir}", highlight=False, soft_wrap=True)
     return 0
 
@@ -120,4 +143,54 @@ def table(results: dict[str, list[list[float]]]) -> Table:
         drops = [after[task][task] - last[task] for task in range(TASKS - 1)]
         numbers = [*last, sum(last) / TASKS, sum(drops) / len(drops)]
         shown.add_row(name, *(f"{100 * number:.1f} %" for number in numbers))
+    return shown
+
+
+class Share:
+    """A job's progress as a part of a bar that others move, too.
+
+    Args:
+        progress: Where the bar is.
+        bar: Which.
+        size: What the whole job moves it by.
+        name: Of the job.
+    """
+
+    def __init__(self, progress: Progress, bar: Any, size: int, name: str) -> None:
+        self.progress, self.bar, self.size, self.name = progress, bar, size, name
+        self.shown = 0.0
+
+    def __call__(self, done: int, total: int, text: str = "") -> None:
+        """Move it."""
+        reached = self.size * done / total
+        self.progress.update(self.bar, advance=reached - self.shown, description=f"{self.name}, {text}")
+        self.shown = reached
+
+
+def train_agent(arm: str, seed: int, logdir: Path, advance: Callable[[int, int, str], None]) -> dict[str, list[float]]:
+    """Mean return on every CartPole after each visit, by the task's name: rl-classic with fewer steps."""
+    import torch
+
+    from benchmarks.experiment import Context, find_experiment
+
+    torch.set_num_threads(1)
+    shutil.rmtree(logdir, ignore_errors=True)
+    experiment = find_experiment("rl-classic")
+    settings = replace(experiment.scales["cpu"], steps=AGENT_STEPS)
+    found = experiment.measure(settings, arm, seed, Context(logdir=logdir, progress=advance))
+    return found["returns"]
+
+
+def returns_table(played: dict[str, dict[str, list[float]]]) -> Table:
+    """One line for each agent, two columns for each task."""
+    tasks = list(next(iter(played.values())))
+    title = f"CartPole and two variants, {AGENT_STEPS:,} steps each, one after the other"
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("")
+    for task in tasks:
+        shown.add_column(f"{task}, new", justify="right")
+        shown.add_column("at the end", justify="right")
+    for name, returns in played.items():
+        pairs = [(returns[task][k], returns[task][-1]) for k, task in enumerate(tasks)]
+        shown.add_row(name, *(f"{value:.0f}" for pair in pairs for value in pair))
     return shown

@@ -137,7 +137,22 @@ def test_the_demo_shows_ewc_keeping_what_plain_training_forgets(tmp_path):
     assert ewc[5] >= plain[5] + 10
     assert ewc[6] <= plain[6] - 10
     assert f"tensorboard --logdir {tmp_path / 'demo'}" in shown.stdout
-    for folder in ("plain", "ewc"):
+    folders = ["plain", "ewc"]
+    if importlib.util.find_spec("gymnasium"):
+        folders += ["cartpole-finetune", "cartpole-progressive"]
+
+        def returns(name):
+            line = next(line for line in shown.stdout.splitlines() if name in line and "CartPoles" not in line)
+            return [int(number) for number in re.findall(r"\d+", line)]
+
+        plain, progressive = returns("plain agent"), returns("progressive agent")
+        assert len(plain) == len(progressive) == 6  # three tasks, new and at the end
+        assert plain[1] <= plain[0] / 2
+        assert progressive[::2] == progressive[1::2]
+        assert max(progressive) > 100, "a random player has 22"
+    else:
+        assert "gymnasium is not installed" in shown.stdout
+    for folder in folders:
         assert list((tmp_path / "demo" / folder).glob("events.out.tfevents.*"))
 
 
@@ -243,3 +258,16 @@ def test_perf_compares_every_alternative(tmp_path):
     assert doubled["ratio"] == pytest.approx(doubled["seconds"] / plain["seconds"])
     assert doubled["ratio"] > 1, "it does more"
     assert "epoch, ours" in ran.stdout
+
+
+def test_the_demo_says_what_it_leaves_out_without_gymnasium(tmp_path, monkeypatch, capsys):
+    from rich.console import Console
+
+    from benchmarks import demo
+
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    monkeypatch.setattr(demo, "train", lambda *_: [[0.5] * demo.TASKS] * demo.TASKS)
+    assert demo.demo(["--logdir", str(tmp_path)], Console(width=200)) == 0
+    out = capsys.readouterr().out
+    assert 'gymnasium is not installed (pip install "avl-plugins[rl]"): no agents.' in out
+    assert "CartPole" not in out
