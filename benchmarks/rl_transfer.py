@@ -294,6 +294,7 @@ class Transfer:
             eval_episodes=settings.eval_episodes,
             eval_envs=settings.eval_episodes,
             fisher_states=settings.analysis,
+            channels_last=True,
             seed=seed,
             device=context.device,
             plugins=[*([ProgressivePlugin()] if progressive else []), *job_plugins(context, 1)],
