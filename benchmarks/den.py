@@ -98,6 +98,7 @@ def make_plugins(arm: str, settings: Any) -> list[SupervisedPlugin]:
             "retraining_drift",
             "group_lasso",
             "drift_lambda",
+            "drift_step",
             "loss_threshold",
             "drift_threshold",
             "expand_by",

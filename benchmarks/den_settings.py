@@ -48,6 +48,8 @@ class DENSettings:
     """gamma, the weight of group lasso."""
     drift_lambda: float = 10.0
     """lambda, the weight of the drift penalty."""
+    drift_step: str = "proximal"
+    """How the drift penalty is applied, by its gradient or by a proximal step; also that of l2 and l2-selective."""
     loss_threshold: float = 0.01
     """tau: the network is expanded where the loss is larger."""
     drift_threshold: float = 0.003

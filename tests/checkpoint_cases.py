@@ -68,6 +68,15 @@ STRATEGIES: dict[str, Callable[..., Any]] = {
     "dgr-exact": lambda **arguments: DGR(replay="exact", **arguments),
     "progressive": Progressive,
     "den": lambda **arguments: DEN(expand_by=3, max_splits=2, loss_threshold=0.0, drift_threshold=0.01, **arguments),
+    "den-proximal": lambda **arguments: DEN(
+        expand_by=3,
+        max_splits=2,
+        loss_threshold=0.0,
+        drift_threshold=1e-4,
+        drift_step="proximal",
+        retraining_drift=0.25,
+        **arguments,
+    ),
     "progressive-cached": lambda **arguments: Progressive(cache_frozen=True, **arguments),
 }
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -93,6 +102,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "progressive": progressive,
     "den": lambda: DynamicallyExpandableNetwork(
         nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 12), nn.ReLU())
+    ),
+    # Nothing random, so that what a new head reads is computed once.
+    "den-fixed": lambda: DynamicallyExpandableNetwork(
+        nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU())
     ),
 }
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from avl_plugins.den.duplication import drift_penalty, drifted_units, drifts, split_units
+from avl_plugins.den.drift import anchors, drift_penalty, pull_back_
+from avl_plugins.den.duplication import drifted_units, drifts, split_units
 from avl_plugins.den.expansion import add_units, empty_units
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.proximal import group_soft_threshold, shrink_groups, soft_threshold
@@ -154,7 +155,7 @@ def test_drifts_are_of_incoming_weights():
     first, second = drifts(net, before)
     assert first.tolist() == pytest.approx([0.0, 0.0, 0.0, 5.0] + [0.0] * 10, abs=1e-5)
     assert second.tolist() == pytest.approx([0.0, 2.0] + [0.0] * 9, abs=1e-6)
-    assert float(drift_penalty(net, before).detach()) == pytest.approx(25 + 49 + 4, rel=1e-5)
+    assert float(drift_penalty(anchors(net, before)).detach()) == pytest.approx(25 + 49 + 4, rel=1e-5)
 
 
 def test_drift_counts_old_weights_only():
@@ -162,8 +163,76 @@ def test_drift_counts_old_weights_only():
     before = copies(net)
     net.add_task(2, 2)
     add_units(net, (3, 3))
-    assert float(drift_penalty(net, before).detach()) == 0.0
+    assert float(drift_penalty(anchors(net, before)).detach()) == 0.0
     assert [len(own) for own in drifts(net, before)] == [14, 11]
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.2),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1, eps=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_pulling_back_minimises_a_quadratic(name):
+    """1/2 h (w - a)^2 + lambda (w - c)^2 is minimal at (h a + 2 lambda c)/(h + 2 lambda), and beyond c's block at a."""
+    generator = torch.Generator().manual_seed(0)
+    h, a = (torch.rand(4, 5, generator=generator, dtype=torch.float64) + 0.5 for _ in range(2))
+    c = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    for drift_lambda in (0.3, 1e4):
+        w = nn.Parameter(torch.zeros(4, 5, dtype=torch.float64))
+        optimizer = OPTIMIZERS[name]([w])
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.997)
+        for _ in range(2500):
+            optimizer.zero_grad()
+            (0.5 * h * (w - a) ** 2).sum().backward()
+            optimizer.step()
+            pull_back_([(w, c)], optimizer, drift_lambda)
+            schedule.step()
+        expected = a.clone()
+        expected[:3, :4] = ((h * a)[:3, :4] + 2 * drift_lambda * c) / (h[:3, :4] + 2 * drift_lambda)
+        torch.testing.assert_close(w.data, expected, rtol=0, atol=2e-4)
+
+
+def test_a_pull_in_numbers():
+    """SGD: s = 2 lr lambda; Adam: after a first step v/(1 - beta2) is g^2, so that s = 2 lr lambda / (|g| + eps)."""
+    gradient = torch.tensor([[0.5, -2.0], [1e-3, 4.0]], dtype=torch.float64)
+    past = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    for make, size in ((torch.optim.SGD, torch.ones(2, 2)), (torch.optim.Adam, gradient.abs() + 1e-8)):
+        w = nn.Parameter(torch.full((2, 2), 3.0, dtype=torch.float64))
+        bystander = nn.Parameter(torch.ones(2))
+        optimizer = make([w, bystander], lr=0.1)
+        w.grad = gradient.clone()
+        optimizer.step()
+        moved = w.detach().clone()
+        pull_back_([(w, past), (bystander, torch.zeros(2))], optimizer, 7.0)
+        s = 2 * 0.1 * 7 / size[:, :1]
+        torch.testing.assert_close(w.data[:, :1], moved[:, :1] - (moved[:, :1] - past) * s / (1 + s))
+        assert torch.equal(w.data[:, 1:], moved[:, 1:]), "it was not there before"
+        assert torch.equal(bystander.data, torch.ones(2)), "it has no gradient"
+
+
+def test_a_selected_part_is_pulled_back_as_the_whole_is():
+    for kind in NETWORKS:
+        net, _ = grown(kind, {"mlp": (2, 2), "conv": (2, 2, 2), "all_conv": (2,)}[kind])
+        before = [(weight + 1, None if bias is None else bias + 1) for weight, bias in copies(net)]
+        units = [torch.arange(0, net.hidden[0].layer.weight.shape[1], 2)]
+        units += [torch.arange(1, layer.units, 2) for layer in net.hidden]
+        net.stand_in = Selected(net, units)
+        found = anchors(net, before)
+        assert len(found) == sum(1 + (bias is not None) for _, bias in before)
+        assert float(drift_penalty(found).detach()) == pytest.approx(sum(past.numel() for _, past in found), rel=1e-5)
+        optimizer = torch.optim.SGD(net.stand_in.parameters(), lr=0.5)
+        for parameter in net.stand_in.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        pull_back_(found, optimizer, 1.0)  # s = 1: half of the way
+        net.stand_in.write_back()
+        change = net.hidden[0].layer.weight.detach() - before[0][0] + 1
+        inside = torch.zeros_like(change, dtype=torch.bool)
+        inside[units[1][:, None], units[0][None]] = True
+        assert torch.allclose(change[inside], torch.tensor(0.5), atol=1e-6)
+        assert (change[~inside].abs() < 1e-6).all()
 
 
 def test_the_largest_drifts_are_split():

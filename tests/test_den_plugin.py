@@ -252,6 +252,54 @@ def test_ablations(digits_split):
     assert float((weights(strategy.model, 0) - weights(before, 0)).norm()) < 0.2 * far[0.0]
 
 
+def test_a_proximal_drift_step_holds_what_the_gradient_shakes(digits_split):
+    """At a large lambda Adam moves weights by the learning rate in each step; pulled back, old ones stay."""
+    options = {"drift_lambda": 1e5, "retraining_drift": 1e5, "l1": 0.0, "drift_threshold": 1.0, "epochs": 5}
+    far, accuracy = {}, {}
+    for step in ("gradient", "proximal"):
+        strategy, watch, before = two_tasks(digits_split, drift_step=step, **options)
+        assert watch.steps == ["head", "retraining", "expansion", "drift"]
+        first = weights(strategy.model, 0)[: WIDTHS[0]]
+        far[step] = float((first - weights(before, 0)).abs().max())
+        x = torch.stack([x for x, *_ in digits_split.test_stream[0].dataset])
+        with torch.no_grad():
+            far[step, "outputs"] = float((strategy.model.eval()(x, 0) - before.eval()(x, 0)).abs().max())
+        accuracy[step] = strategy.eval(digits_split.test_stream[1:2])[
+            "Top1_Acc_Exp/eval_phase/test_stream/Task001/Exp001"
+        ]
+    assert far["gradient"] > 1e-3
+    assert far["proximal"] < 1e-5
+    assert far["proximal", "outputs"] < 0.1 * far["gradient", "outputs"]
+    assert accuracy["proximal"] > 0.9
+
+
+def test_the_loss_shows_the_penalty_of_a_proximal_step(digits_split):
+    class Loss(SupervisedPlugin):
+        def __init__(self):
+            super().__init__()
+            self.added = []
+
+        def before_backward(self, strategy, **kwargs):
+            self.before = float(strategy.loss.detach())
+
+        def after_backward(self, strategy, **kwargs):
+            if strategy.den.step == "drift":
+                pairs = zip(strategy.model.hidden, strategy.den.weights_before, strict=True)
+                squares = [
+                    (own[tuple(map(slice, past.shape))] - past).square().sum()
+                    for layer, both in pairs
+                    for own, past in zip((layer.layer.weight, layer.layer.bias), both, strict=True)
+                ]
+                self.added.append((float(strategy.loss.detach()) - self.before, float(sum(squares).detach())))
+
+    loss = Loss()
+    strategy = build(plugins=[loss], drift_step="proximal", drift_lambda=0.5, expand=None)
+    strategy.train(digits_split.train_stream[:2])
+    assert max(squares for _, squares in loss.added) > 1e-2
+    for added, squares in loss.added:
+        assert added == pytest.approx(0.5 * squares, rel=1e-3, abs=1e-6)
+
+
 def test_parameter_groups_are_kept(digits_split):
     """Layers in groups of their own stay there through all phases and growth, and each parameter is there once."""
     net = mlp()
@@ -274,6 +322,7 @@ def test_parameter_groups_are_kept(digits_split):
         ({"expand_by": 0}, "expand_by: expected at least 1, got 0"),
         ({"max_splits": 0}, "max_splits: expected at least 1, got 0"),
         ({"expand": "always"}, 'expand: expected "dynamic", "constant" or None'),
+        ({"drift_step": "both"}, 'drift_step: expected "gradient" or "proximal", got \'both\''),
     ],
 )
 def test_bad_arguments(options, text):
@@ -290,6 +339,10 @@ def test_bad_use(digits_split, digits_permuted):
     for plugin in (EWCPlugin(ewc_lambda=1.0), SynapticIntelligencePlugin(si_lambda=1.0)):
         with pytest.raises(ValueError, match=f"{type(plugin).__name__} keeps something for each parameter"):
             build(plugins=[plugin]).train(digits_split.train_stream[0])
+    unknown = build(drift_step="proximal", optimizer=torch.optim.Adagrad)
+    with pytest.raises(ValueError, match=r"drift_step='proximal' knows .*not Adagrad: use drift_step='gradient'"):
+        unknown.train(digits_split.train_stream[0])
+    assert unknown.model.labels == []
     joint = mlp()
     with pytest.raises(ValueError, match="JointTraining trains on all tasks at once"):
         JointTraining(

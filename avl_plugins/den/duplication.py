@@ -5,23 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from avl_plugins.den.drift import Before
 from avl_plugins.den.layers import entries
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 
-__all__ = ["Before", "drift_penalty", "drifted_units", "drifts", "split_units"]
-
-Before = list[tuple[Tensor, Tensor | None]]
-"""Weight and bias of every hidden layer as they were before the newest task."""
-
-
-def drift_penalty(network: DynamicallyExpandableNetwork, before: Before) -> Tensor:
-    """Return sum ||W - W_before||^2 over weights and biases that there were before (Eq. 6, without lambda)."""
-    total = before[0][0].new_zeros(())
-    for layer, (weight, bias) in zip(network.hidden, before, strict=True):
-        total = total + (layer.layer.weight[: len(weight), : weight.shape[1]] - weight).square().sum()
-        if bias is not None:
-            total = total + (layer.layer.bias[: len(bias)] - bias).square().sum()
-    return total
+__all__ = ["drifted_units", "drifts", "split_units"]
 
 
 @torch.no_grad()

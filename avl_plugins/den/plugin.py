@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.supervised import JointTraining
 from torch import nn
 
-from avl_plugins.den.duplication import Before, drift_penalty, drifted_units, drifts, split_units
+from avl_plugins._preconditioner import inverse_preconditioner
+from avl_plugins.den.drift import Anchor, Before, anchors, drift_penalty, pull_back_
+from avl_plugins.den.duplication import drifted_units, drifts, split_units
 from avl_plugins.den.expansion import add_units, empty_units, remove_units
 from avl_plugins.den.head_inputs import HeadInputs, head_inputs
 from avl_plugins.den.network import DynamicallyExpandableNetwork
@@ -57,6 +60,9 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         l2: mu of Eq. 4; mu / 2 times the sum of squares.
         group_lasso: gamma of Eq. 5.
         drift_lambda: lambda of Eq. 6.
+        drift_step: "gradient" adds the drift penalty's gradient. "proximal" pulls weights back to where they were after
+            the optimizer's step (`pull_back_`): stable for any lambda, where Adam makes weights tremble by the learning
+            rate; the loss still shows the penalty.
         loss_threshold: tau.
         drift_threshold: sigma.
         expand_by: k, units added to each hidden layer.
@@ -81,7 +87,8 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     Raises:
         TypeError: In `train()`, if the strategy's model is no `DynamicallyExpandableNetwork`.
         ValueError: If an argument is out of range; in `train()`, if the strategy trains on all tasks at once, another
-            plugin keeps something for each parameter, whose shape changes, or a task selects no units.
+            plugin keeps something for each parameter, whose shape changes, a task selects no units, or "proximal" does
+            not know the optimizer.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         l2: float = 1e-4,
         group_lasso: float = 1.0,
         drift_lambda: float = 0.25,
+        drift_step: Literal["gradient", "proximal"] = "gradient",
         loss_threshold: float = 0.01,
         drift_threshold: float = 0.05,
         expand_by: int = 10,
@@ -126,7 +134,9 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if expand not in ("dynamic", "constant", None):
             raise ValueError(f'expand: expected "dynamic", "constant" or None, got {expand!r}')
         self.l1, self.l2, self.group_lasso = l1, l2, group_lasso
-        self.drift_lambda, self.retraining_drift = drift_lambda, retraining_drift
+        if drift_step not in ("gradient", "proximal"):
+            raise ValueError(f'drift_step: expected "gradient" or "proximal", got {drift_step!r}')
+        self.drift_lambda, self.retraining_drift, self.drift_step = drift_lambda, retraining_drift, drift_step
         self.loss_threshold, self.drift_threshold = loss_threshold, drift_threshold
         self.expand_by, self.max_splits = expand_by, max_splits
         self.phase_epochs = phase_epochs
@@ -142,6 +152,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._running: list[float] = [0.0, 0.0]
         self._groups: dict[str, int] = {}
         self._head_inputs: HeadInputs | None = None
+        self._anchors: list[Anchor] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return where in a task training is, the weights before it, and the history."""
@@ -161,6 +172,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.history = [dict(entry) for entry in state["history"]]
         self.step = state["step"]
         self.weights_before = [(weight, bias) for weight, bias in state["weights_before"]]
+        self._anchors = []  # of other parameters
         self._expanding, self._splitting = state["expanding"], state["splitting"]
         self._losses, self._running = list(state["losses"]), list(state["running"])
         self._groups = dict(state["groups"])
@@ -180,6 +192,8 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 f"{found[0]} keeps something for each parameter, and DENPlugin trains parts of them and changes their "
                 "shapes; remove one of the two"
             )
+        if self.drift_step == "proximal":
+            inverse_preconditioner(strategy.optimizer, option="drift_step")
         self._head_inputs = strategy.model.given = None  # a run may have been interrupted
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
@@ -195,6 +209,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         """Begin the first phase."""
         network: DynamicallyExpandableNetwork = strategy.model
         network.stand_in = None
+        self._anchors = []
         self._losses, self._running = [], [0.0, 0.0]
         if network.stamp == 1:
             self.step = "first"
@@ -237,19 +252,18 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if self.step == "head":
             self._running = [self._running[0] + float(strategy.loss.detach()), self._running[1] + 1]
         network: DynamicallyExpandableNetwork = strategy.model
-        if self.step == "retraining":
+        if self.step == "retraining" and self.l2:
             stand_in: Any = network.stand_in
-            if self.l2:
-                strategy.loss = strategy.loss + add_squares(stand_in.weights, self.l2)
-            if self.retraining_drift:
-                strategy.loss = strategy.loss + self.retraining_drift * stand_in.drift(self.weights_before)
-        elif self.step == "full" and self.retraining_drift:
-            strategy.loss = strategy.loss + self.retraining_drift * drift_penalty(network, self.weights_before)
-        elif self.step in ("drift", "split"):
-            strategy.loss = strategy.loss + self.drift_lambda * drift_penalty(network, self.weights_before)
+            strategy.loss = strategy.loss + add_squares(stand_in.weights, self.l2)
+        if weight := self._drift_weight():
+            with torch.set_grad_enabled(self.drift_step == "gradient"):
+                penalty = weight * drift_penalty(self._anchored(network))
+            strategy.loss = strategy.loss + penalty
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        """Take the phase's proximal step."""
+        """Take the phase's proximal steps."""
+        if self.drift_step == "proximal" and (weight := self._drift_weight()):
+            pull_back_(self._anchored(strategy.model), strategy.optimizer, weight)
         if self.step == "retraining" or (self.step == "expansion" and self.expand == "constant"):
             return
         group = self.group_lasso if self.step == "expansion" else 0.0
@@ -285,9 +299,22 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def _reach(self, step: str, strategy: Any) -> None:
         """Do what comes before a phase, unless the checkpoint that training goes on from was written after it."""
+        self._anchors = []
         if STEPS.index(self.step) < STEPS.index(step):
             getattr(self, f"_before_{step}")(strategy)
             self.step = step
+
+    def _drift_weight(self) -> float:
+        """Return lambda of the drift penalty in this phase."""
+        if self.step in ("drift", "split"):
+            return self.drift_lambda
+        return self.retraining_drift if self.step in ("retraining", "full") else 0.0
+
+    def _anchored(self, network: DynamicallyExpandableNetwork) -> list[Anchor]:
+        """Return what the drift penalty is about, the same list all through a phase."""
+        if not self._anchors:
+            self._anchors = anchors(network, self.weights_before)
+        return self._anchors
 
     def _run(self, step: str, strategy: Any, epochs: int, kwargs: dict[str, Any]) -> None:
         for _ in phase(strategy, f"den: {step}", epochs=epochs):

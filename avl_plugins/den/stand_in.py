@@ -82,16 +82,17 @@ class Selected(StandIn):
             h = layer(h, weight, bias if bias.numel() else None)
         return nn.functional.linear(h.flatten(1), *head)
 
-    def drift(self, before: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
-        """Return sum ||W - W_before||^2 over the selected weights and biases of the hidden layers."""
-        total, below = self.weights[0].new_zeros(()), self.units[0]
+    def anchors(self, before: Sequence[tuple[Tensor, Tensor | None]]) -> list[tuple[Tensor, Tensor]]:
+        """Return the selected weights and biases of the hidden layers, and what they were `before`."""
+        found: list[tuple[Tensor, Tensor]] = []
+        below = self.units[0]
         hidden = zip(self.network.hidden, self.units[1:], before, self.weights, self.biases, strict=False)
         for layer, own, (past, past_bias), weight, bias in hidden:
-            total = total + (weight - past[own][:, entries(below, layer.positions)]).square().sum()
+            found.append((weight, past[own][:, entries(below, layer.positions)]))
             if past_bias is not None:
-                total = total + (bias - past_bias[own]).square().sum()
+                found.append((bias, past_bias[own]))
             below = own
-        return total
+        return found
 
     def shape(self) -> dict[str, Any]:
         """Return the selected units."""

@@ -8,6 +8,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avl_plugins._preconditioner import inverse_preconditioner
 from avl_plugins.ewc.checks import (
     check_choice,
     check_finite_loss,
@@ -27,7 +28,7 @@ from avl_plugins.ewc.importance import (
     uniform_importances,
 )
 from avl_plugins.ewc.penalty import QuadraticPenalty
-from avl_plugins.ewc.proximal import inverse_preconditioner, proximal_step_
+from avl_plugins.ewc.proximal import proximal_step_
 from avl_plugins.ewc.selection import Selection, leaves, select
 from avl_plugins.tensors import batches_in_memory
 
@@ -177,7 +178,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         select(parameters, self.include, self.exclude)
         self.penalty.check(parameters)
         if self.step == "proximal":
-            inverse_preconditioner(strategy.optimizer)
+            inverse_preconditioner(strategy.optimizer, option="step")
         elif "unstable" not in self._warned and warn_if_unstable(self.penalty, strategy.optimizer, parameters):
             self._warned.add("unstable")
         if "classes" not in self._warned and warn_if_class_incremental(self._classes, strategy.experience):
