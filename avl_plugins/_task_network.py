@@ -1,7 +1,7 @@
 """What networks with a part for each task have in common: labels, batches of several tasks, tasks not seen yet."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,13 +11,40 @@ from torch import Tensor
 from avl_plugins._labels import experience_classes, experience_labels, task_label
 from avl_plugins._model_state import undo_for_model
 
-__all__ = ["MASK", "TaskNetwork"]
+__all__ = ["MASK", "GrowingModule", "TaskNetwork", "by_task"]
 
 MASK = -1e4
 """Logit of a class that a task does not have: its probability is exactly 0, and it fits into float16."""
 
 
-class TaskNetwork(MultiTaskModule):
+def by_task(forward_single_task: Callable[[Tensor, int], Tensor], x: Tensor, task_labels: Any) -> Tensor:
+    """Return the outputs for a task label, or for one a sample; those that a task does not have are `MASK`."""
+    if not isinstance(task_labels, Tensor):
+        return forward_single_task(x, task_label(task_labels))
+    labels: list[int] = torch.unique(task_labels).tolist()
+    if len(labels) == 1:
+        return forward_single_task(x, labels[0])
+    places = [(task_labels == label).nonzero().squeeze(1) for label in labels]
+    parts = [forward_single_task(x[place], label) for place, label in zip(places, labels, strict=True)]
+    width = max(part.shape[1] for part in parts)
+    outputs = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=MASK) for part in parts])
+    return outputs[torch.cat(places).argsort()]
+
+
+class GrowingModule(MultiTaskModule):
+    """A network whose extra state says what it has grown to."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Grow to the shape of the state and fill it; where it does not fit, the network stays as it was."""
+        undo = undo_for_model(self)
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except Exception:
+            undo()
+            raise
+
+
+class TaskNetwork(GrowingModule):
     """A network that has learnt the tasks `labels`, each with its own head, and that evaluation does not change.
 
     Args:
@@ -78,29 +105,11 @@ class TaskNetwork(MultiTaskModule):
         """Return the logits for a task label, or for one a sample; with None, those of all tasks, as a dict."""
         if task_labels is None:
             return self.forward_all_tasks(x)
-        if not isinstance(task_labels, Tensor):
-            return self.forward_single_task(x, task_label(task_labels))
-        labels: list[int] = torch.unique(task_labels).tolist()
-        if len(labels) == 1:
-            return self.forward_single_task(x, labels[0])
-        places = [(task_labels == label).nonzero().squeeze(1) for label in labels]
-        parts = [self.forward_single_task(x[place], label) for place, label in zip(places, labels, strict=True)]
-        width = max(part.shape[1] for part in parts)
-        logits = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=MASK) for part in parts])
-        return logits[torch.cat(places).argsort()]
+        return by_task(self.forward_single_task, x, task_labels)
 
     def forward_all_tasks(self, x: Tensor) -> dict[int, Tensor]:
         """Return the logits of every task by its label."""
         return {label: self.forward_single_task(x, label) for label in self.labels}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Grow to the shape of the state and fill it; where it does not fit, the network stays as it was."""
-        undo = undo_for_model(self)
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        except Exception:
-            undo()
-            raise
 
     def index_of(self, label: int) -> int:
         """Return the number of a task, from 0; a ValueError where it has not been trained on."""

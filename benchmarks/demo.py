@@ -63,7 +63,7 @@ def demo(arguments: Sequence[str], console: Console) -> int:
         console.print("Steps that the pole stays up, 500 at most: when the task was new, and after all tasks.")
     else:
         console.print(
-            'gymnasium is not installed (pip install "avl-plugins[rl]"): no agents.',
+            'gymnasium is not installed (pip install -e ".[bench,rl]"): no agents.',
             highlight=False,
             soft_wrap=True,
             markup=False,

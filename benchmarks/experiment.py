@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCALES = ("smoke", "cpu", "paper")
+EXTRAS = {"rl": ("gymnasium", "ale_py"), "minatar": ("minatar",)}
+"""Packages of the extras that some experiments need."""
 
 
 def _no_progress(done: int, total: int, text: str = "") -> None:
@@ -140,6 +143,7 @@ class Experiment:
         search: optional `search(settings) -> [(arm, seed), ...]`: jobs that run before all others; the others find
             their runs in `context.search`. For choosing lambda on validation seeds. `measure` sees their arm names as
             any other's.
+        extras: extras of pyproject.toml that its jobs need besides "bench".
     """
 
     name: str
@@ -152,6 +156,7 @@ class Experiment:
     rows: Callable[[Sequence[Run]], list[Row]]
     figure: Callable[[Sequence[Run]], Figure]
     search: Callable[[Any], Sequence[tuple[str, int]]] | None = field(default=None)
+    extras: Sequence[str] = ()
 
     def arm_names(self, settings: Any) -> tuple[str, ...]:
         """Names of the arms under these settings."""
@@ -181,6 +186,14 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def file_name(arm: str, seed: int) -> str:
     """Name of a job's files, without suffix: the arm with everything unusual replaced, and the seed."""
     return f"{re.sub(r'[^A-Za-z0-9.=+-]+', '_', arm)}-seed{seed}"
+
+
+def check_extras(experiment: Experiment) -> None:
+    """Raise a ValueError that says what to install, where an experiment needs a package that is not."""
+    missing = [name for extra in experiment.extras for name in EXTRAS[extra] if find_spec(name) is None]
+    if missing:
+        extras = ",".join(("bench", *experiment.extras))
+        raise ValueError(f'{experiment.name} needs {" and ".join(missing)}: pip install -e ".[{extras}]"')
 
 
 def experiment_names() -> list[str]:

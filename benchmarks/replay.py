@@ -39,6 +39,7 @@ from benchmarks.training import (
     accuracy_curves,
     accuracy_matrix,
     default_plugins,
+    job_plugins,
     make_evaluator,
     rounded,
     train_stream,
@@ -211,7 +212,7 @@ def avalanche_strategy(options: dict[str, Any], shape: Sequence[int], context: C
         plugins=[Normalise(), GenerativeReplayPlugin()],
         evaluator=EvaluationPlugin(loss_metrics(epoch=True), loggers=[]),
     )
-    plugins = [*default_plugins(context, tasks)[1:], Normalise()]
+    plugins = [*job_plugins(context, tasks), Normalise()]
     return GenerativeReplay(**options, plugins=plugins, evaluator=make_evaluator(context), generator_strategy=its)
 
 

@@ -11,11 +11,11 @@ from avalanche.logging import TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avl_plugins import CheckpointEvery, EWCPlugin, ProgressiveNetwork, ProgressivePlugin
+from avl_plugins import EWCPlugin, ProgressiveNetwork, ProgressivePlugin
 from avl_plugins.metrics import capacity_metrics, return_metrics, rollout_metrics
 from avl_plugins.rl import TaskGains, policy
 from benchmarks.experiment import Context
-from benchmarks.training import ProgressPlugin
+from benchmarks.training import Evaluator, accuracy_curves
 
 ARMS = ("single", "finetune", "ewc", "progressive")
 
@@ -64,14 +64,6 @@ def method_plugins(arm: str, ewc_lambda: float) -> list[SupervisedPlugin]:
     return [EWCPlugin(ewc_lambda=ewc_lambda, likelihood=policy, revisits="replace")] if arm == "ewc" else []
 
 
-def job_plugins(context: Context, visits: int) -> list[SupervisedPlugin]:
-    """Make what every job has: a progress bar and a checkpoint an epoch."""
-    plugins: list[SupervisedPlugin] = [ProgressPlugin(context, visits)]
-    if context.checkpoint is not None:
-        plugins.append(CheckpointEvery(context.checkpoint))
-    return plugins
-
-
 def make_evaluator(
     context: Context, references: Mapping[str, tuple[float, float]] | None = None, *more: Any
 ) -> EvaluationPlugin:
@@ -80,16 +72,12 @@ def make_evaluator(
     metrics = (return_metrics(references=references), capacity_metrics(), rollout_metrics(), *more)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No loggers specified")
-        return EvaluationPlugin(*metrics, loggers=loggers)
+        return Evaluator(*metrics, loggers=loggers)
 
 
-def returns_after(strategy: Any, metric: str = "Return") -> dict[int, list[float]]:
+def returns_after(strategy: Any) -> dict[int, list[float]]:
     """Mean return of each evaluation by task label, in order."""
-    found: dict[int, list[float]] = {}
-    for name, (_, values) in strategy.evaluator.get_all_metrics().items():
-        if name.startswith(f"{metric}/eval_phase/"):
-            found[int(name.rpartition("/Exp")[2])] = list(values)
-    return dict(sorted(found.items()))
+    return {label: values for label, (_, values) in accuracy_curves(strategy, metric="Return").items()}
 
 
 def learning_curves(strategy: Any) -> dict[int, list[tuple[int, float]]]:

@@ -91,6 +91,11 @@ def available(sources: Mapping[str, Sequence[Names]], tasks: Sequence[str]) -> d
     return {arm: own for arm, own in found.items() if own}
 
 
+def arms_with_pairs(sources: Mapping[str, Sequence[Names]], settings: Any) -> list[str]:
+    """Return the arms that have a pair among the settings' targets and sources."""
+    return [arm for arm, own in available(sources, settings.sources).items() if pairs(own, settings.targets)]
+
+
 def curve_to_the_end(curve: Sequence[tuple[int, float]], steps: int) -> list[tuple[int, float]]:
     """Return a curve of epochs' means from 0 to `steps`, the first one's held back to 0, the last one's to the end.
 
@@ -276,7 +281,8 @@ class Transfer:
         """Train on the last task of a sequence; the model, and the cell."""
         from avl_plugins import ProgressiveNetwork, ProgressivePlugin, load_checkpoint
         from avl_plugins.rl import rl_benchmark
-        from benchmarks.rl import agent, job_plugins, learning_curves, make_evaluator, returns_after
+        from benchmarks.rl import agent, learning_curves, make_evaluator, returns_after
+        from benchmarks.training import job_plugins
 
         settings, target = self.settings, sequence[-1]
         begun = None

@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks.display import Display
-from benchmarks.experiment import SCALES, Experiment, experiment_names, find_experiment
+from benchmarks.experiment import SCALES, Experiment, check_extras, experiment_names, find_experiment
 from benchmarks.jobs import RESULTS, Job, Plan, clear, commit, open_jobs
 from benchmarks.report import load_scale, rich_table, rows_of
 from benchmarks.runner import backend, run_jobs
@@ -65,6 +65,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
         return 0 if asked else 2
     experiment = find_experiment(arguments[0])
     options = parse(experiment, arguments[1:])
+    check_extras(experiment)
     plan = make_plan(experiment, options)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     try:

@@ -234,8 +234,13 @@ def rounded(values: Sequence[float]) -> list[float]:
 
 
 def default_plugins(context: Context, experiences: int, *, resumable: bool = True) -> list[SupervisedPlugin]:
-    """The plugins every job has: batches from memory, a progress bar and, if wanted, a checkpoint each epoch."""
-    plugins: list[SupervisedPlugin] = [InMemoryLoaderPlugin(), ProgressPlugin(context, experiences)]
+    """The plugins every job on data has: batches from memory, a progress bar and, if wanted, a checkpoint an epoch."""
+    return [InMemoryLoaderPlugin(), *job_plugins(context, experiences, resumable=resumable)]
+
+
+def job_plugins(context: Context, experiences: int, *, resumable: bool = True) -> list[SupervisedPlugin]:
+    """The plugins every job has: a progress bar and, if wanted, a checkpoint each epoch."""
+    plugins: list[SupervisedPlugin] = [ProgressPlugin(context, experiences)]
     if resumable and context.checkpoint is not None:
         plugins.append(CheckpointEvery(context.checkpoint))
     return plugins

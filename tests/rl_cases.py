@@ -9,7 +9,7 @@ from silent import Silent
 from torch import nn
 
 from avl_plugins.metrics import return_metrics
-from avl_plugins.rl import DQN, ActorCritic, rl_benchmark
+from avl_plugins.rl import DQN, ActorCritic, TaskRecognition, TaskRecognitionPlugin, rl_benchmark
 
 
 class Counting(VectorEnv):
@@ -108,5 +108,44 @@ def dqn(model=None, **kwargs):
     model = mlp(2) if model is None else model
     given = {"num_envs": 2, "train_every": 4, "learning_starts": 8, "buffer_size": 40, "batch_size": 6}
     given |= {"target_every": 3, "epsilon_wait": 8, "epsilon_steps": 20, "epoch_steps": 24, "eval_episodes": 3}
-    given |= {"seed": 1, "evaluator": quiet(), "fisher_batches_of": (3, 4)}
+    given |= {"seed": 1, "evaluator": quiet(), "fisher_states": 12}
     return DQN(model=model, optimizer=torch.optim.Adam(model.parameters(), lr=1e-2), **(given | kwargs))
+
+
+class Recorder:
+    """Keeps every mini-batch with its outputs and loss."""
+
+    def __init__(self):
+        self.batches = []
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+    def before_backward(self, strategy, **kwargs):
+        self.batches.append(([c.clone() for c in strategy.mbatch], strategy.mb_output.detach().clone(), strategy.loss))
+
+
+def played(strategy, benchmark):
+    """The episodes of an evaluation."""
+
+    class Keep:
+        def after_eval_exp(self, strategy, **kwargs):
+            self.episodes = list(strategy.episodes)
+
+    keep = Keep()
+    strategy.plugins.insert(0, keep)
+    strategy.eval(benchmark.test_stream)
+    strategy.plugins.remove(keep)
+    return keep.episodes
+
+
+def recognition():
+    """A plugin that tells the tasks of `two_tasks` apart by the second number, which goes up to 3 in "a"."""
+    return TaskRecognitionPlugin(
+        TaskRecognition(shape=(8,), levels=2, window=4),
+        every=1,
+        levels=lambda seen: (seen[:, 1:2] > 3).long().expand(-1, 8),
+    )

@@ -269,5 +269,5 @@ def test_the_demo_says_what_it_leaves_out_without_gymnasium(tmp_path, monkeypatc
     monkeypatch.setattr(demo, "train", lambda *_: [[0.5] * demo.TASKS] * demo.TASKS)
     assert demo.demo(["--logdir", str(tmp_path)], Console(width=200)) == 0
     out = capsys.readouterr().out
-    assert 'gymnasium is not installed (pip install "avl-plugins[rl]"): no agents.' in out
+    assert 'gymnasium is not installed (pip install -e ".[bench,rl]"): no agents.' in out
     assert "CartPole" not in out

@@ -9,7 +9,8 @@ import torch
 pytest.importorskip("ale_py")
 pytest.importorskip("minatar")
 
-from benchmarks.experiment import Context, Run, plain_settings
+from benchmarks import game_scores
+from benchmarks.experiment import Context, Run, check_extras, plain_settings
 from benchmarks.experiments import ewc_atari, rl_classic
 from benchmarks.rl import make_network, random_return
 
@@ -27,23 +28,32 @@ def test_every_round_has_every_game_and_none_comes_twice_in_a_row():
     assert ewc_atari.make_schedule(["a"], 2, 0) == ["a", "a"]
 
 
-def run(arm, returns, seed=0, random=None, data="minatar"):
+def run(arm, returns, seed=0, random=None, printed=None):
     measurements = {"returns": returns, "random": random or dict.fromkeys(returns, 1.0), "contexts": 2, "purity": 1.0}
-    settings = {"data": data}
-    return Run("ewc-atari", "cpu", arm, seed, settings, data, {}, "cpu", 1, 60.0, "", "", measurements)
+    measurements["printed"] = printed or {}
+    return Run("ewc-atari", "cpu", arm, seed, {"data": "minatar"}, "minatar", {}, "cpu", 1, 60.0, "", "", measurements)
 
 
 def test_scores_are_relative_to_random_play_and_separate_agents_and_clipped_above():
     separate = run("separate", {"a": [0, 3.0, 5.0], "b": [1, 1.0, 3.0]})
-    assert ewc_atari.references([separate]) == {"a": (1.0, 4.0), "b": (1.0, 2.0)}  # the last two of three visits
+    assert game_scores.references([separate]) == {"a": (1.0, 4.0), "b": (1.0, 2.0)}  # the last two of three visits
     own = run("oracle", {"a": [1.0, 4.0, 100.0], "b": [0.0, 1.5, 2.0]})
-    assert ewc_atari.scores(own, ewc_atari.references([separate])) == [-0.5, 0.75, 1.0]
-    assert ewc_atari.final_score(own, ewc_atari.references([separate])) == 0.875
+    assert game_scores.scores(own, game_scores.references([separate])) == [-0.5, 0.75, 1.0]
+    assert game_scores.final_score(own, game_scores.references([separate])) == 0.875
     useless = run("separate", {"a": [0, 0.0, 1.0], "b": [1, 1.0, 3.0]})
-    assert ewc_atari.references([useless]) == {"b": (1.0, 2.0)}
-    rows = ewc_atari.rows([separate, own])
+    assert game_scores.references([useless]) == {"b": (1.0, 2.0)}
+    rows = game_scores.game_rows([separate, own])
     assert next(r.mean for r in rows if (r.arm, r.metric) == ("oracle", "score a game at the end")) == 0.875
-    assert ewc_atari.references([run("oracle", {"pong": [1.0]}, data="ale")])["pong"] == (-20.7, 14.6)
+    printed = run("oracle", {"pong": [1.0]}, printed={"pong": [-20.7, 14.6]})
+    assert game_scores.references([printed]) == {"pong": (-20.7, 14.6)}
+
+
+def test_what_is_not_installed_is_said_before_anything_runs(monkeypatch):
+    check_extras(ewc_atari.EXPERIMENT)
+    monkeypatch.setattr("benchmarks.experiment.find_spec", lambda name: None if name == "minatar" else name)
+    check_extras(rl_classic.EXPERIMENT)
+    with pytest.raises(ValueError, match=r'ewc-atari needs minatar: pip install -e ".\[bench,rl,minatar\]"'):
+        check_extras(ewc_atari.EXPERIMENT)
 
 
 def test_kept_and_forgetting_of_the_classic_stream():
@@ -101,7 +111,7 @@ def test_the_papers_agent_runs_on_ale(arm, tmp_path):
         buffer_size=16,
         learning_starts=8,
         protect_after=8,
-        fisher_batches=1,
+        fisher_states=32,
         observe_every=1,
         eval_episodes=1,
         max_steps=8,

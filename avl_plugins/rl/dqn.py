@@ -49,7 +49,7 @@ class DQN(RLTemplate):
         epsilon_wait: Agent steps in a task with random actions only.
         epsilon_steps: Agent steps in which epsilon falls.
         epsilon_end: What it falls to; it is also that of evaluations.
-        fisher_batches_of: Mini-batches for the Fisher, and their size.
+        fisher_states: States that are drawn from the task's buffer for the Fisher: the paper's 100 mini-batches of 32.
         **kwargs: Of `RLTemplate`: num_envs (4 here), epoch_steps, gamma, max_grad_norm (50 here), ...
 
     Attributes:
@@ -74,11 +74,12 @@ class DQN(RLTemplate):
         epsilon_wait: int = 50_000,
         epsilon_steps: int = 1_000_000,
         epsilon_end: float = 0.01,
-        fisher_batches_of: tuple[int, int] = (100, 32),
+        fisher_states: int = 3200,
         max_grad_norm: float | None = 50.0,
         **kwargs: Any,
     ) -> None:
         least = {"batch_size": batch_size, "target_every": target_every, "epsilon_steps": epsilon_steps}
+        least["fisher_states"] = fisher_states
         for name, value in least.items():
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
@@ -96,7 +97,7 @@ class DQN(RLTemplate):
         self.buffer_size, self.batch_size = buffer_size, batch_size
         self.train_every, self.learning_starts, self.target_every = train_every, learning_starts, target_every
         self.epsilon_wait, self.epsilon_steps, self.epsilon_end = epsilon_wait, epsilon_steps, epsilon_end
-        self.fisher_batches_of = fisher_batches_of
+        self.fisher_states = fisher_states
         self.buffers: dict[int, ReplayBuffer] = {}
         self.target: nn.Module | None = None
         super().__init__(model=model, optimizer=optimizer, num_envs=num_envs, max_grad_norm=max_grad_norm, **kwargs)
@@ -181,10 +182,10 @@ class DQN(RLTemplate):
 
     def fisher_batches(self) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         """Return mini-batches of states from the task's buffer."""
-        batches, size = self.fisher_batches_of
         if self.label not in self.buffers:
             raise ValueError(f"task {self.label} has no replay buffer: train on it before its Fisher is computed")
-        for _ in range(batches):
+        for start in range(0, self.fisher_states, 32):
+            size = min(32, self.fisher_states - start)
             states = self.buffers[self.label].sample_states(size)
             yield self._as_input(states), torch.zeros(size), torch.full((size,), self.label)
 

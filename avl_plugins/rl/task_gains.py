@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
 from avl_plugins._labels import experience_labels, task_label
-from avl_plugins._model_state import undo_for_model
+from avl_plugins._task_network import GrowingModule, by_task
 
 __all__ = ["TaskGains"]
 
 _AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class TaskGains(MultiTaskModule):
+class TaskGains(GrowingModule):
     """Layers with weights that all tasks share, and gains and biases for each task (arXiv:1612.00796, app. 4.2).
 
     Unit or feature map i of a linear or convolutional layer gives, in task c,
@@ -95,14 +93,7 @@ class TaskGains(MultiTaskModule):
 
     def forward(self, x: Tensor, task_labels: Any) -> Tensor:
         """Return the outputs for a task label, or for one a sample."""
-        if not isinstance(task_labels, Tensor):
-            return self.forward_single_task(x, task_label(task_labels))
-        labels: list[int] = torch.unique(task_labels).tolist()
-        if len(labels) == 1:
-            return self.forward_single_task(x, labels[0])
-        places = [(task_labels == label).nonzero().squeeze(1) for label in labels]
-        parts = [self.forward_single_task(x[place], label) for place, label in zip(places, labels, strict=True)]
-        return torch.cat(parts)[torch.cat(places).argsort()]
+        return by_task(self.forward_single_task, x, task_labels)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the tasks."""
@@ -114,12 +105,3 @@ class TaskGains(MultiTaskModule):
             raise ValueError(f"the network has gains for the tasks {own}, which the state does not have")
         for label in state["labels"]:
             self.add_task(label)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Grow to the tasks of the state and fill it; where it does not fit, the network stays as it was."""
-        undo = undo_for_model(self)
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        except Exception:
-            undo()
-            raise

@@ -21,12 +21,10 @@ from torch.optim import Optimizer
 from avl_plugins.metrics.rl import return_metrics
 from avl_plugins.resume import CheckpointEvery, Resumable
 from avl_plugins.rl.environments import Environments, Episode
+from avl_plugins.rl.loaders import Evaluation, Visit
 from avl_plugins.rl.stream import RLExperience
 
 __all__ = ["RLTemplate"]
-
-_EVALUATION = 2**31
-"""Takes the place of an experience's number in the seeds of evaluations."""
 
 
 def _default_evaluator() -> EvaluationPlugin:
@@ -265,11 +263,11 @@ class RLTemplate(Resumable, SupervisedTemplate):
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """Have the experience's environments give the mini-batches."""
-        self.dataloader = _Visit(self)
+        self.dataloader = Visit(self)
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         """Have the experience's environments give the observations."""
-        self.dataloader = _Evaluation(self)
+        self.dataloader = Evaluation(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the network."""
@@ -344,60 +342,3 @@ class RLTemplate(Resumable, SupervisedTemplate):
     def _as_input(x: Tensor, form: torch.memory_format = torch.preserve_format) -> Tensor:
         converted = x.to(torch.float32, memory_format=form)
         return converted.div_(255) if x.dtype == torch.uint8 else converted
-
-
-class _Visit:
-    """The mini-batches of a visit, an epoch at a time."""
-
-    def __init__(self, strategy: RLTemplate) -> None:
-        self.strategy = strategy
-
-    def __len__(self) -> int:
-        return self.strategy.updates_in(self.strategy.visit_steps(self._epoch()))
-
-    def _epoch(self) -> int:
-        progress: Any = self.strategy.progress
-        return progress["epoch"]
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        strategy, epoch = self.strategy, self._epoch()
-        if strategy.environments is None:
-            strategy.environments = Environments(strategy.experience, strategy.num_envs)
-        environments = strategy.environments
-        environments.reset(strategy.environment_seed(strategy.experience.current_experience, epoch))
-        strategy.episodes = environments.finished
-        yield from strategy.rollouts(environments, strategy.visit_steps(epoch))
-
-
-class _Evaluation:
-    """The observations of an evaluation; the action in each follows from the network's outputs for it."""
-
-    def __init__(self, strategy: RLTemplate) -> None:
-        self.strategy = strategy
-
-    def __len__(self) -> int:
-        return 1  # not known; progress bars count on when there are more
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        strategy = self.strategy
-        number = min(strategy.eval_envs, strategy.eval_episodes)
-        strategy.environments = environments = Environments(strategy.experience, number)
-        seed = strategy.environment_seed(_EVALUATION, strategy.experience.task_label)
-        generator = torch.Generator().manual_seed(seed)
-        environments.reset(seed)
-        wanted = [strategy.eval_episodes // number + (env < strategy.eval_episodes % number) for env in range(number)]
-        counted = 0
-        strategy.episodes = []
-        while True:
-            labels = torch.full((number,), strategy.label)
-            yield [environments.observations, torch.zeros(number, dtype=torch.long), labels]
-            environments.step(strategy.choose(strategy.mb_output.cpu(), generator))
-            strategy.notice(environments.observations)
-            strategy.switch_if_requested()
-            for episode in environments.finished[counted:]:
-                if wanted[episode.env]:
-                    wanted[episode.env] -= 1
-                    strategy.episodes.append(episode)
-            counted = len(environments.finished)
-            if not any(wanted):
-                return

@@ -18,21 +18,15 @@ distribution. Several environments in step. Evaluation after each visit, with ep
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks.experiment import Context, Experiment, Row, Run
-from benchmarks.papers import paper
-from benchmarks.search import best, edge_note, search_jobs, split_name, tried
-from benchmarks.table import mean_row, paired_row
+from benchmarks.experiment import Context, Experiment
+from benchmarks.game_scores import ARMS, final_total, game_figure, game_rows
+from benchmarks.search import best, search_jobs, split_name
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-ARMS = ("inferred", "oracle", "none", "separate")
 POOL = (
     "crazy_climber",
     "riverraid",
@@ -93,8 +87,8 @@ class Settings:
     """Lambda of EWC; 0 for the one searched."""
     ewc_lambdas: tuple[float, ...] = (400, 4000, 40000)
     """Lambdas that are searched."""
-    fisher_batches: int = 100
-    """Mini-batches of 32 states for a Fisher."""
+    fisher_states: int = 3200
+    """States for a Fisher."""
     observe_every: int = 4
     """Agent steps between frames that the recognition of games sees."""
     max_contexts: int | None = 12
@@ -166,9 +160,9 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     import torch
 
     from avl_plugins import EWCPlugin, ProgressiveNetwork, ProgressivePlugin
-    from avl_plugins.rl import DQN, TaskGains, rl_benchmark
-    from benchmarks.rl import job_plugins, learning_curves, make_evaluator, random_return, returns_after
-    from benchmarks.training import train_stream
+    from avl_plugins.rl import ATARI_SCORES, DQN, TaskGains, rl_benchmark
+    from benchmarks.rl import learning_curves, make_evaluator, random_return, returns_after
+    from benchmarks.training import job_plugins, train_stream
 
     torch.manual_seed(seed)
     arm, value = split_name(arm)
@@ -201,7 +195,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         epsilon_wait=settings.epsilon_wait,
         epsilon_steps=settings.epsilon_steps,
         epoch_steps=settings.epoch_steps,
-        fisher_batches_of=(settings.fisher_batches, 32),
+        fisher_states=settings.fisher_states,
         eval_episodes=settings.eval_episodes,
         eval_envs=settings.eval_episodes,
         seed=seed,
@@ -214,6 +208,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         train_stream(strategy, benchmark, context, whole=True)
     names = list(games)
     return {
+        "printed": {name: list(ATARI_SCORES[name]) for name in names} if settings.data == "ale" else {},
         "random": {e.name: random_return(e, settings.eval_episodes, seed) for e in benchmark.test_stream},
         "schedule": schedule,
         "returns": {names[label]: values for label, values in returns_after(strategy).items()},
@@ -226,124 +221,6 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
 def learnt_long_enough(strategy: Any, steps: int) -> bool:
     """Whether the game that is played has been learnt for so many agent steps."""
     return strategy.steps_of[strategy.label] >= steps
-
-
-def last_round(run: Run, game: str) -> float:
-    """Mean return on a game over the evaluations after the visits of the last round."""
-    values = run.measurements["returns"][game]
-    return fmean(values[-len(run.measurements["returns"]) :])
-
-
-def references(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
-    """By game what is 0, random play, and what is 1: a person's score, or for MinAtar what separate agents reach.
-
-    A game that separate agents have not learnt, or that none has been trained on, has none.
-    """
-    if runs and runs[0].settings["data"] == "ale":
-        from avl_plugins.rl.scores import ATARI_SCORES
-
-        return {game: (float(low), float(high)) for game, (low, high) in ATARI_SCORES.items()}
-    found: dict[str, list[tuple[float, float]]] = {}
-    for run in runs:
-        if run.arm == "separate":
-            for game, low in run.measurements["random"].items():
-                found.setdefault(game, []).append((low, last_round(run, game)))
-    means = {game: (fmean(low for low, _ in both), fmean(high for _, high in both)) for game, both in found.items()}
-    return {game: (low, high) for game, (low, high) in means.items() if high > low}
-
-
-def scores(run: Run, scale: Mapping[str, tuple[float, float]]) -> list[float]:
-    """Total score after each visit, divided by the number of games; each game's score is clipped above at 1."""
-    games = [game for game in run.measurements["returns"] if game in scale]
-    each = [
-        [min(1.0, (value - scale[game][0]) / (scale[game][1] - scale[game][0])) for value in values]
-        for game, values in run.measurements["returns"].items()
-        if game in games
-    ]
-    return [fmean(values) for values in zip(*each, strict=True)]
-
-
-def final_score(run: Run, scale: Mapping[str, tuple[float, float]]) -> float:
-    """Mean over the last round."""
-    return fmean(scores(run, scale)[-len(run.measurements["returns"]) :])
-
-
-def final_total(run: Run) -> float:
-    """Sum over games of the last round's returns above random play, each relative to it: for choosing lambda."""
-    random = run.measurements["random"]
-    return sum(last_round(run, game) / max(abs(low), 0.5) for game, low in random.items())
-
-
-def rows(runs: Sequence[Run]) -> list[Row]:
-    """Scores at the end and what EWC adds; then returns by game, and how games were recognised."""
-    printed = paper("ewc")["fig3b"]
-    scale = references(runs)
-    found = tried(runs, "oracle", final_total)
-    note = ""
-    if found:
-        chosen = best(runs, "oracle", final_total)
-        note = f"lambda {chosen:g}, searched: {', '.join(f'{v:g}' for v in found)}{edge_note(chosen, found)}"
-    own = [run for run in runs if run.arm in ARMS]
-    table = []
-    if scale:
-        score = partial(final_score, scale=scale)
-        for arm in ARMS:
-            ends = printed["end"].get(arm)
-            table.append(
-                mean_row(
-                    runs,
-                    arm,
-                    "score a game at the end",
-                    value=score,
-                    paper=None if ends is None else round(ends / printed["games"], 3),
-                    note=note if arm == "oracle" else "",
-                )
-            )
-        for better, worse in (("oracle", "none"), ("inferred", "none"), ("oracle", "inferred"), ("separate", "oracle")):
-            target = (">=", 0.0) if worse == "none" else None
-            table.append(paired_row(own, better, worse, "score a game at the end", value=score, target=target))
-    for name in ("contexts", "purity"):
-        table.append(mean_row(runs, "inferred", name))
-    games = sorted({game for run in own for game in run.measurements["returns"]})
-    for game in games:
-        for arm in ARMS:
-            with_game = [run for run in runs if game in run.measurements["returns"]]
-            table.append(mean_row(with_game or runs, arm, f"return, {game}", value=partial(last_round, game=game)))
-    return table
-
-
-def figure(runs: Sequence[Run]) -> Figure:
-    """Score over visits beside the paper's Fig. 3B, and the returns on each game."""
-    from matplotlib.figure import Figure
-
-    printed, scale = paper("ewc")["fig3b"], references(runs)
-    own = [run for run in runs if run.arm in ARMS]
-    games = sorted({game for run in own for game in run.measurements["returns"]})[:4]
-    fig = Figure(figsize=(3.4 * max(2, len(games)), 6), layout="constrained")
-    parts: Any = fig.subfigures(2, 1)
-    top, bottom = parts
-    ours, theirs = top.subplots(1, 2, sharey=True)
-    panels = bottom.subplots(1, max(1, len(games)), squeeze=False)[0]
-    for color, arm in enumerate(ARMS):
-        seeds = [run for run in own if run.arm == arm]
-        if scale and seeds:
-            curve = [fmean(values) for values in zip(*(scores(run, scale) for run in seeds), strict=False)]
-            ours.plot(range(1, len(curve) + 1), curve, "o-", color=f"C{color}", label=arm)
-        if arm in printed:
-            heights = [value / printed["games"] for value in printed[arm]]
-            theirs.plot([x / 1e6 for x in printed["frames"]], heights, "o-", color=f"C{color}", label=arm)
-        for panel, game in zip(panels, games, strict=False):
-            lines = [run.measurements["returns"][game] for run in seeds if game in run.measurements["returns"]]
-            if lines:
-                means = [fmean(values) for values in zip(*lines, strict=False)]
-                panel.plot(range(1, len(means) + 1), means, "o-", color=f"C{color}")
-    ours.set(xlabel="visits so far", ylabel="score a game", title=f"measured, {runs[0].settings['data']}")
-    theirs.set(xlabel="million frames", title="paper, Atari")
-    theirs.legend()
-    for panel, game in zip(panels, games, strict=False):
-        panel.set(xlabel="visits so far", title=game)
-    panels[0].set_ylabel("return in evaluation")
-    return fig
 
 
 def search(settings: Settings) -> list[tuple[str, int]]:
@@ -370,7 +247,7 @@ EXPERIMENT = Experiment(
             epsilon_steps=40,
             protect_after=64,
             ewc_lambdas=(400,),
-            fisher_batches=2,
+            fisher_states=64,
             observe_every=1,
             eval_episodes=2,
             max_steps=40,
@@ -396,7 +273,8 @@ EXPERIMENT = Experiment(
     },
     minutes={"smoke": 0.3, "cpu": 55, "paper": 200_000},
     measure=measure,
-    rows=rows,
-    figure=figure,
+    rows=game_rows,
+    figure=game_figure,
     search=search,
+    extras=("rl", "minatar"),
 )

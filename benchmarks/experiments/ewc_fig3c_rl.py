@@ -111,7 +111,8 @@ def trained_by(settings: Settings, seed: int, context: Context) -> tuple[Any, An
     import torch
 
     from avl_plugins.rl import DQN, rl_benchmark
-    from benchmarks.rl import job_plugins, make_evaluator
+    from benchmarks.rl import make_evaluator
+    from benchmarks.training import job_plugins
 
     make_env, make_model = games(settings)[settings.data]
     benchmark = rl_benchmark({"breakout": make_env}, steps=settings.steps)
@@ -244,4 +245,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     rows=rows,
     figure=figure,
+    extras=("rl", "minatar"),
 )

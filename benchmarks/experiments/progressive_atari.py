@@ -25,12 +25,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiment import Context, Experiment, Row, Run
-from benchmarks.rl_transfer import AgentSettings, available, pairs
+from benchmarks.rl_transfer import AgentSettings, arms_with_pairs, available
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,11 +105,6 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     return transfer.measure(arm, sources[arm])
 
 
-def arms(settings: Settings) -> list[str]:
-    """Return the arms that have a pair among the targets and sources."""
-    return [arm for arm, own in available(SOURCES, settings.sources).items() if pairs(own, settings.targets)]
-
-
 def rows(runs: Sequence[Run]) -> list[Row]:
     """Transfer beside Table 1, the number of games with positive transfer, and Table 1's Labyrinth, not measured."""
     from benchmarks.papers import paper
@@ -166,7 +162,7 @@ EXPERIMENT = Experiment(
     name="progressive-atari",
     title="Progressive Networks, Atari: transfer from three games to twelve others",
     data="atari",
-    arms=arms,
+    arms=partial(arms_with_pairs, SOURCES),
     scales={
         "smoke": Settings(
             steps=80, epoch_steps=40, units=8, num_envs=1, rollout=10, eval_episodes=1, analysis=8, max_frames=80
@@ -178,4 +174,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     rows=rows,
     figure=figure,
+    extras=("rl",),
 )

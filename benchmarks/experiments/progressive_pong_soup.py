@@ -30,7 +30,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiment import Context, Experiment, Row, Run
-from benchmarks.rl_transfer import AgentSettings, available, pairs
+from benchmarks.rl_transfer import AgentSettings, arms_with_pairs, available
 from benchmarks.soup_cells import SOURCES, TARGETS, Pair, cells
 
 if TYPE_CHECKING:
@@ -84,11 +84,6 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         context=context,
     )
     return transfer.measure(arm, sources[arm])
-
-
-def arms(settings: Settings) -> list[str]:
-    """Return the arms that have a pair among the targets and sources."""
-    return [arm for arm, own in available(SOURCES, settings.sources).items() if pairs(own, settings.targets)]
 
 
 def final_return(run: Run) -> float:
@@ -183,7 +178,7 @@ EXPERIMENT = Experiment(
     name="progressive-pong-soup",
     title="Progressive Networks, Pong Soup: transfer between eight variants of Pong",
     data="pong",
-    arms=arms,
+    arms=partial(arms_with_pairs, SOURCES),
     scales={
         "smoke": Settings(
             steps=80, epoch_steps=40, units=8, num_envs=1, rollout=10, eval_episodes=1, analysis=8, max_frames=80
@@ -197,4 +192,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     rows=rows,
     figure=figure,
+    extras=("rl",),
 )

@@ -76,14 +76,13 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     from benchmarks.classic_control import VARIANTS
     from benchmarks.rl import (
         agent,
-        job_plugins,
         learning_curves,
         make_evaluator,
         make_network,
         method_plugins,
         returns_after,
     )
-    from benchmarks.training import train_stream
+    from benchmarks.training import job_plugins, train_stream
 
     torch.manual_seed(seed)
     arm, value = split_name(arm)
@@ -203,4 +202,5 @@ EXPERIMENT = Experiment(
     rows=rows,
     figure=figure,
     search=search,
+    extras=("rl",),
 )
