@@ -101,6 +101,8 @@ def test_a_revisit_replaces_the_tasks_term_and_protect_decides_whether_there_is_
     other.load_state_dict(ewc.state_dict())
     assert float(other.penalty.value(moved)) == float(ewc.penalty.value(moved))
     assert other._terms.keys() == {0, 1}
+    with pytest.raises(ValueError, match="saved with revisits='replace', this plugin has revisits='add'"):
+        EWCPlugin(ewc_lambda=3.0, likelihood=policy).load_state_dict(ewc.state_dict())
     with pytest.raises(ValueError, match="revisits='replace' needs mode='separate'"):
         EWCPlugin(ewc_lambda=1.0, mode="online", revisits="replace")
 

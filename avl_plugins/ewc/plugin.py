@@ -289,6 +289,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         return {
             "mode": self.mode,
             "gamma": float(self.gamma),
+            "revisits": self.revisits,
             "penalty": self.penalty.state_dict(),
             "terms": {label: term.state_dict() for label, term in self._terms.items()},
             "tasks": self.tasks,
@@ -306,17 +307,18 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         """Take the state of `state_dict()`. Names and shapes are checked against the model before the next training.
 
         Raises:
-            ValueError: entries are missing or unknown, the state is another mode's or gamma's, or the penalty in it is
-                not valid (`QuadraticPenalty.load_state_dict`). The plugin is then as before.
+            ValueError: entries are missing or unknown, the state is of another mode, gamma or revisits, or the penalty
+                in it is not valid (`QuadraticPenalty.load_state_dict`). The plugin is then as before.
         """
         if state.keys() != self.state_dict().keys():
             odd = sorted(state.keys() ^ self.state_dict().keys())
             raise ValueError(f"this is not the state of an EWCPlugin: entries missing or unknown: {odd}")
-        if (state["mode"], state["gamma"]) != (self.mode, self.gamma):
-            raise ValueError(
-                f"the state was saved with mode={state['mode']!r}, gamma={state['gamma']}, this plugin has "
-                f"mode={self.mode!r}, gamma={self.gamma}: build it with the same"
-            )
+        for name in ("mode", "gamma", "revisits"):
+            if state[name] != getattr(self, name):
+                raise ValueError(
+                    f"the state was saved with {name}={state[name]!r}, this plugin has {name}={getattr(self, name)!r}: "
+                    "build it with the same"
+                )
         saved = state["generator"]
         generator = None if saved is None else torch.Generator().set_state(saved.cpu())
         terms = {label: QuadraticPenalty() for label in state["terms"]}
@@ -338,7 +340,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
 def _label(strategy: Any, number: int) -> int:
     """The label of the task that ends; its number where it has none."""
-    if hasattr(strategy, "label"):
+    if hasattr(strategy, "fisher_batches"):  # of avl_plugins.rl
         return int(strategy.label)
     labels = set(getattr(strategy.experience, "task_labels", None) or ())
     return int(labels.pop()) if len(labels) == 1 else number
