@@ -11,7 +11,6 @@ from benchmarks.experiment import Run
 from benchmarks.search import best, search_jobs, split_name
 
 SEARCHED = {"l2": "l2_lambda", "ewc": "ewc_lambda"}
-USED_BY = {"l2": "l2", "l2-selective": "l2", "ewc": "ewc"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,11 @@ class DENSettings:
 Own = TypeVar("Own", bound=DENSettings)
 
 
+def search_of(arm: str) -> str:
+    """Return the arm whose lambda an arm takes."""
+    return arm.removesuffix("-selective")
+
+
 def lambda_jobs(settings: DENSettings) -> list[tuple[str, int]]:
     """L2 and EWC at every lambda, on the validation seed; none where it is given."""
     return [
@@ -85,6 +89,6 @@ def with_lambda(settings: Own, arm: str, runs: Sequence[Run]) -> tuple[str, Own]
     chosen: dict[str, Any] = {}
     if value is not None:
         chosen = {SEARCHED[arm]: value, "evaluate": "valid"}
-    elif arm in USED_BY and not getattr(settings, SEARCHED[USED_BY[arm]]):
-        chosen = {SEARCHED[USED_BY[arm]]: best(runs, USED_BY[arm], auroc_at_end)}
+    elif (name := SEARCHED.get(searched := search_of(arm))) and not getattr(settings, name):
+        chosen = {name: best(runs, searched, auroc_at_end)}
     return arm, replace(settings, **chosen)

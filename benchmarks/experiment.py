@@ -143,6 +143,8 @@ class Experiment:
         search: optional `search(settings) -> [(arm, seed), ...]`: jobs that run before all others; the others find
             their runs in `context.search`. For choosing lambda on validation seeds. `measure` sees their arm names as
             any other's.
+        search_of: arm -> the arm whose search jobs it needs; itself where not given. With `--arms`, searches that no
+            chosen arm needs are left out.
         extras: extras of pyproject.toml that its jobs need besides "bench".
     """
 
@@ -156,6 +158,7 @@ class Experiment:
     rows: Callable[[Sequence[Run]], list[Row]]
     figure: Callable[[Sequence[Run]], Figure]
     search: Callable[[Any], Sequence[tuple[str, int]]] | None = field(default=None)
+    search_of: Callable[[str], str] = str
     extras: Sequence[str] = ()
 
     def arm_names(self, settings: Any) -> tuple[str, ...]:

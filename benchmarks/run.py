@@ -20,6 +20,7 @@ from benchmarks.experiment import SCALES, Experiment, check_extras, experiment_n
 from benchmarks.jobs import RESULTS, Job, Plan, clear, commit, open_jobs
 from benchmarks.report import load_scale, rich_table, rows_of
 from benchmarks.runner import backend, run_jobs
+from benchmarks.search import split_name
 
 INTERRUPTED = 130
 
@@ -135,7 +136,11 @@ def make_plan(experiment: Experiment, options: Any) -> Plan:
 
 
 def make_jobs(plan: Plan, patterns: Sequence[str], seeds: Sequence[int]) -> tuple[list[Job], list[Job]]:
-    """Search jobs and the others, seed by seed; a ValueError lists the arms where a pattern fits none."""
+    """Search jobs that are chosen or needed, and the others, seed by seed.
+
+    Raises:
+        ValueError: If a pattern fits no arm; lists them.
+    """
     experiment = plan.experiment
     search = [] if experiment.search is None else [Job(plan, *key) for key in experiment.search(plan.settings)]
     arms = experiment.arm_names(plan.settings)
@@ -148,7 +153,8 @@ def make_jobs(plan: Plan, patterns: Sequence[str], seeds: Sequence[int]) -> tupl
         return not patterns or any(fnmatchcase(arm, pattern) for pattern in patterns)
 
     main = [Job(plan, arm, seed) for seed in seeds for arm in arms if wanted(arm)]
-    return [job for job in search if main or wanted(job.arm)], main
+    needed = {experiment.search_of(job.arm) for job in main}
+    return [job for job in search if wanted(job.arm) or split_name(job.arm)[0] in needed], main
 
 
 def _run(plan: Plan, patterns: Sequence[str], seeds: Sequence[int], console: Console) -> int:

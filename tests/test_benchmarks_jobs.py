@@ -203,17 +203,22 @@ def test_arms_become_safe_file_names_and_may_not_clash(tmp_path):
 
 def test_search_jobs_come_first_and_patterns_choose_arms(tmp_path):
     searching = experiment(
-        arms=lambda settings: ("exact", "sampled"), search=lambda settings: [("exact/lambda=1", 100)]
+        arms=lambda settings: ("exact", "sampled", "none"),
+        search=lambda settings: [("exact/lambda=1", 100)],
+        search_of=lambda arm: "exact" if arm == "sampled" else arm,
     )
     plan = make_plan(tmp_path, experiment=searching, threads=1)
     search, main = make_jobs(plan, (), range(2))
     assert [(job.arm, job.seed) for job in search] == [("exact/lambda=1", 100)]
-    assert [(job.arm, job.seed) for job in main] == [("exact", 0), ("sampled", 0), ("exact", 1), ("sampled", 1)]
+    assert [(job.arm, job.seed) for job in main] == [
+        (arm, seed) for seed in (0, 1) for arm in ("exact", "sampled", "none")
+    ]
     search, main = make_jobs(plan, ("exact/*",), range(2))
     assert (len(search), len(main)) == (1, 0)
     search, main = make_jobs(plan, ("samp*",), range(1))
-    assert ([job.arm for job in main], len(search)) == (["sampled"], 1)
-    with pytest.raises(ValueError, match=r"no arm 'nothing'; there are: exact, sampled, exact/lambda=1"):
+    assert ([job.arm for job in main], len(search)) == (["sampled"], 1)  # whose lambda is that of "exact"
+    assert [len(jobs) for jobs in make_jobs(plan, ("none",), range(2))] == [0, 2]
+    with pytest.raises(ValueError, match=r"no arm 'nothing'; there are: exact, sampled, none, exact/lambda=1"):
         make_jobs(plan, ("nothing",), range(1))
 
     found, _ = run_all(search)

@@ -38,7 +38,7 @@ from benchmarks.den_rows import (
     mean_units,
     seconds_from_second,
 )
-from benchmarks.den_settings import DENSettings, lambda_jobs, with_lambda
+from benchmarks.den_settings import DENSettings, lambda_jobs, search_of, with_lambda
 from benchmarks.experiment import Context, Experiment, Row, Run
 from benchmarks.papers import paper
 from benchmarks.table import mean_row, paired_row
@@ -176,4 +176,5 @@ EXPERIMENT = Experiment(
     rows=rows,
     figure=figure,
     search=lambda_jobs,
+    search_of=search_of,
 )

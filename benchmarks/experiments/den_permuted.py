@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.den_rows import against, auroc_at_end, auroc_rows, capacity_rows, chosen_note, growth_rows
-from benchmarks.den_settings import DENSettings, lambda_jobs, with_lambda
+from benchmarks.den_settings import DENSettings, lambda_jobs, search_of, with_lambda
 from benchmarks.experiment import Context, Experiment, Row, Run
 from benchmarks.papers import paper
 from benchmarks.table import mean_row
@@ -107,4 +107,5 @@ EXPERIMENT = Experiment(
     rows=rows,
     figure=figure,
     search=lambda_jobs,
+    search_of=search_of,
 )

@@ -80,6 +80,11 @@ def search(settings: Settings) -> list[tuple[str, int]]:
     return [] if settings.lr else [job for arm in ("er", "none") for job in search_jobs(arm, "lr", settings.lrs)]
 
 
+def search_of(arm: str) -> str:
+    """Return the arm whose learning rate an arm takes: that of exact replay but for plain training at its best."""
+    return "none" if arm == "none-best" else "er"
+
+
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
     """Mean accuracy over the tasks so far after each task, and what is replayed."""
     from dataclasses import replace
@@ -96,7 +101,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     if value is not None:
         settings = replace(settings, lr=value, evaluate="valid")
     elif not settings.lr:
-        settings = replace(settings, lr=best(context.search, "none" if arm == "none-best" else "er", at_end))
+        settings = replace(settings, lr=best(context.search, search_of(arm), at_end))
     arrays = load_arrays(settings.data, context)
     benchmark = permuted(arrays, settings.tasks, seed=seed, validation=settings.validation, flat=False)
     model = image_mlp(arrays, settings.width)
@@ -177,4 +182,5 @@ EXPERIMENT = Experiment(
     rows=rows,
     figure=figure,
     search=search,
+    search_of=search_of,
 )

@@ -167,7 +167,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     torch.manual_seed(seed)
     arm, value = split_name(arm)
     if arm in ("inferred", "oracle") and not settings.ewc_lambda:
-        settings = replace(settings, ewc_lambda=value or best(context.search, "oracle", final_total))
+        settings = replace(settings, ewc_lambda=value or best(context.search, search_of(arm), final_total))
     games = make_games(settings, seed)
     schedule = make_schedule(list(games), settings.visits, seed)
     benchmark = rl_benchmark(games, steps=settings.steps, schedule=schedule)
@@ -228,6 +228,11 @@ def search(settings: Settings) -> list[tuple[str, int]]:
     return [] if settings.ewc_lambda else search_jobs("oracle", "lambda", settings.ewc_lambdas)
 
 
+def search_of(arm: str) -> str:
+    """Return the arm whose lambda an arm takes."""
+    return "oracle" if arm == "inferred" else arm
+
+
 EXPERIMENT = Experiment(
     name="ewc-atari",
     title="EWC, Fig. 3A and 3B: games learnt in turn and again (at cpu scale MinAtar's)",
@@ -276,5 +281,6 @@ EXPERIMENT = Experiment(
     rows=game_rows,
     figure=game_figure,
     search=search,
+    search_of=search_of,
     extras=("rl", "minatar"),
 )
