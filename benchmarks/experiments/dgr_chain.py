@@ -3,9 +3,12 @@
 The paper: the first scholar learns MNIST from real data; each of the next four is trained from scratch on what its
 predecessor's generator and solver give, and nothing else. The solvers' test accuracies stay above 98.5 %.
 
-What we do: the same with a WGAN-GP and a solver of 2 x 400 units ("gr"), and with a variational autoencoder ("vae").
+What we do: the same with a WGAN-GP ("gr") and with a variational autoencoder ("vae"), and a small convolutional solver.
 Every generator and solver starts from new weights. Answers are the old solver's classes. The WGAN-GP's settings are
-those of dgr-classes, with more iterations.
+those of dgr-classes, with more iterations. Tried on 5,000 held-out images with one generator, and not recorded here:
+generator iterations (1,500 or 3,000), the solver's batch size (32, 64 or 128) and learning rate (1e-3 or 3e-3, constant
+or falling to 0), dropout, and soft answers. Only more iterations of the solver, in smaller batches, helped: its accuracy rose from .974
+to .980, where the first solver has .988.
 Deviations: architectures and iterations, which the paper does not give.
 """
 
@@ -34,11 +37,13 @@ class Settings:
     """Data set: mnist, svhn or digits."""
     scholars: int = 5
     """Scholars in the chain, the first of which sees real data."""
-    width: int = 400
-    """Units in each of the solver's two hidden layers."""
-    iterations: int = 4000
+    solver_maps: tuple[int, ...] = (16, 32, 32)
+    """Maps of the solver's 3 x 3 convolutions, each with 2 x 2 pooling."""
+    width: int = 100
+    """Units in the solver's hidden layer."""
+    iterations: int = 10000
     """Solver iterations of each scholar."""
-    batch_size: int = 128
+    batch_size: int = 32
     """Images in a mini-batch."""
     lr: float = 1e-3
     """Learning rate of the solvers' Adam."""
@@ -67,11 +72,12 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     import io
 
     import torch
+    from torch import nn
     from torchvision.utils import make_grid
 
     from avl_plugins import Scholar
     from avl_plugins.dgr.scholar import Solver
-    from benchmarks.models import image_mlp
+    from benchmarks.models import conv_trunk
     from benchmarks.replay import make_gan, make_vae, png
     from benchmarks.scholars import accuracy_on_test, images_of, learn_generator, learn_solver
     from benchmarks.training import load_arrays
@@ -85,7 +91,8 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     shape = tuple(images_of(arrays.x_train[:1]).shape[1:])
     teacher: Any = None
     for number in range(max(0, len(saved["accuracy"]) - 1), settings.scholars):
-        solver = image_mlp(arrays, settings.width).to(context.device)
+        trunk = conv_trunk(shape[0], shape[1], settings.solver_maps, settings.width)
+        solver = nn.Sequential(trunk, nn.Linear(settings.width, arrays.n_classes)).to(context.device)
         generator = make(shape, settings, fully_connected=False).to(context.device)
         generator.data_range = (0.0, 1.0)
         if number < len(saved["accuracy"]):  # the last one before the job was interrupted
@@ -178,6 +185,7 @@ EXPERIMENT = Experiment(
         "smoke": Settings(
             data="digits",
             scholars=3,
+            solver_maps=(4, 4),
             width=20,
             iterations=20,
             batch_size=32,
@@ -189,7 +197,7 @@ EXPERIMENT = Experiment(
         ),
         "cpu": Settings(),
         "paper": Settings(
-            iterations=10000,
+            iterations=40000,
             maps=64,
             gan_iterations=20000,
             vae_iterations=20000,
