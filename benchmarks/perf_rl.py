@@ -109,6 +109,7 @@ def in_turn(env: Any, rollout: int, turns: int, others: Mapping[str, Callable[[]
         entropy_weight=ENTROPY,
         max_grad_norm=NORM,
         channels_last=True,
+        acting_threads=1,
         seed=0,
         plugins=[plugin],
         evaluator=evaluator,

@@ -301,6 +301,7 @@ class Transfer:
             eval_envs=settings.eval_episodes,
             fisher_states=settings.analysis,
             channels_last=True,
+            acting_threads=1,
             seed=seed,
             device=context.device,
             plugins=[*([ProgressivePlugin()] if progressive else []), *job_plugins(context, 1)],

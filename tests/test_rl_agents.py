@@ -4,12 +4,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from rl_cases import Bandit, Counting, Recorder, actor_critic, dqn, make, mlp, played, two_tasks
+from avalanche.core import SupervisedPlugin
+from rl_cases import Bandit, Counting, Failing, Recorder, actor_critic, dqn, make, mlp, played, two_tasks
 from torch import nn
 
 from avl_plugins.rl import (
     DQN,
     ActorCritic,
+    EnvironmentFailedError,
     rl_benchmark,
 )
 from avl_plugins.rl.actor_critic import advantages
@@ -191,6 +193,46 @@ def test_mini_batches_of_images_have_the_format_asked_for(channels_last, dtype):
     strategy.train(benchmark.train_stream)
     strategy.eval(benchmark.test_stream)
     assert formats == {(True, channels_last), (False, False)}, "acting and evaluation keep theirs"
+
+
+def test_mini_batches_share_their_memory_and_hold_their_own_states():
+    places, batches = set(), []
+
+    class Looking(SupervisedPlugin):
+        def before_forward(self, strategy, **kwargs):
+            places.add(strategy.mb_x.data_ptr())
+            batches.append(strategy.mb_x.clone())
+
+    fresh = []
+    torch.manual_seed(0)
+    strategy = actor_critic(mlp(3), plugins=[Looking()])
+    rollout = strategy._rollout
+    strategy._rollout = lambda *args: fresh.append((found := rollout(*args))[0].clone()) or found
+    strategy.train(rl_benchmark({"a": make(Counting)}, steps=48).train_stream)
+    assert len(batches) == len(fresh) > 1
+    assert len(places) == 1
+    assert all(torch.equal(x, y.float()) for x, y in zip(batches, fresh, strict=True))
+
+
+@pytest.mark.parametrize("acting_threads", [1, 2, None])
+def test_torch_has_other_threads_while_the_agent_acts(acting_threads):
+    acting, learning = set(), set()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = mlp(3)
+        model.register_forward_pre_hook(
+            lambda *_: (learning if torch.is_grad_enabled() else acting).add(torch.get_num_threads())
+        )
+        strategy = actor_critic(model, acting_threads=acting_threads)
+        strategy.train(rl_benchmark({"a": make(Counting)}, steps=48).train_stream)
+        assert acting == {acting_threads or 2}
+        assert learning == {2}
+        with pytest.raises(EnvironmentFailedError):
+            strategy.train(rl_benchmark({"a": make(Failing)}, steps=48).train_stream)
+        assert torch.get_num_threads() == 2, "also after a crash while acting"
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_both_are_strategies_of_avalanches_template():

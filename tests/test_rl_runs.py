@@ -185,6 +185,7 @@ def test_bad_use_is_refused_with_the_argument_named():
         ({"entropy_weight": -1}, "entropy_weight: expected at least 0"),
         ({"eval_episodes": 0}, "eval_episodes"),
         ({"seed": -1}, "seed: expected at least 0"),
+        ({"acting_threads": 0}, "acting_threads: expected at least 1"),
     ):
         with pytest.raises(ValueError, match=said):
             actor_critic(**arguments)

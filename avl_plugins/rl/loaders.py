@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,17 @@ __all__ = ["Evaluation", "Visit"]
 
 _EVALUATION = 2**31
 """Takes the place of an experience's number in the seeds of evaluations."""
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Let torch use so many threads; None for as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Visit:
@@ -40,7 +52,13 @@ class Visit:
         environments = strategy.environments
         environments.reset(strategy.environment_seed(strategy.experience.current_experience, epoch))
         strategy.episodes = environments.finished
-        yield from strategy.rollouts(environments, strategy.visit_steps(epoch))
+        rollouts = strategy.rollouts(environments, strategy.visit_steps(epoch))
+        while True:
+            with _threads(strategy.acting_threads):
+                batch = next(rollouts, None)
+            if batch is None:
+                return
+            yield batch
 
 
 class Evaluation:

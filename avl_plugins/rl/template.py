@@ -42,6 +42,8 @@ class RLTemplate(Resumable, SupervisedTemplate):
     epoch. Episodes are cut off at its end, which costs about half an episode an environment: make epochs many times as
     long as episodes.
 
+    `mb_x` is in the same memory in every iteration: clone it to keep it.
+
     In evaluation `eval_episodes` episodes are played in each experience, an equal number in each environment, the same
     ones (same seeds) every time.
 
@@ -59,6 +61,8 @@ class RLTemplate(Resumable, SupervisedTemplate):
         eval_envs: Environments that are stepped together in evaluation.
         channels_last: Mini-batches of images reach the network in `torch.channels_last`: gradients of convolutions with
             few maps cost half on a CPU. They differ in their last bits. A network must `reshape` then, not `view`.
+        acting_threads: Threads of torch between updates, where the agent acts; None: as many as in updates. 1 leaves
+            the cores to environments with threads of their own (`AtariEnv`): torch's wait busily for their next work.
         seed: Of the environments. None: `torch.initial_seed()`.
         plugins: Of Avalanche or ours.
         **kwargs: Other arguments of `SupervisedTemplate` (device, evaluator, eval_every, ...). It measures returns by
@@ -92,6 +96,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
         eval_episodes: int = 10,
         eval_envs: int = 10,
         channels_last: bool = False,
+        acting_threads: int | None = None,
         seed: int | None = None,
         plugins: Sequence[BasePlugin] | None = None,
         evaluator: Any = _default_evaluator,
@@ -102,6 +107,8 @@ class RLTemplate(Resumable, SupervisedTemplate):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if epoch_steps is not None and epoch_steps < num_envs:
             raise ValueError(f"epoch_steps: expected at least a step of the {num_envs} environments, got {epoch_steps}")
+        if acting_threads is not None and acting_threads < 1:
+            raise ValueError(f"acting_threads: expected at least 1, or None for as many as else, got {acting_threads}")
         if seed is not None and seed < 0:
             raise ValueError(f"seed: expected at least 0, got {seed}")
         if not 0 <= gamma <= 1:
@@ -112,7 +119,8 @@ class RLTemplate(Resumable, SupervisedTemplate):
         self.num_envs, self.epoch_steps = num_envs, epoch_steps
         self.gamma, self.reward_clip, self.max_grad_norm = gamma, reward_clip, max_grad_norm
         self.eval_episodes, self.eval_envs = eval_episodes, eval_envs
-        self.channels_last = channels_last
+        self.channels_last, self.acting_threads = channels_last, acting_threads
+        self._input: Tensor | None = None
         self.seed = torch.initial_seed() if seed is None else seed
         self.steps, self.updates = 0, 0
         self.steps_of: dict[int, int] = {}
@@ -317,8 +325,14 @@ class RLTemplate(Resumable, SupervisedTemplate):
     def _unpack_minibatch(self) -> None:
         x, *others = self.mbatch
         last = self.channels_last and self.is_training and x.ndim == 4
-        form = torch.channels_last if last else torch.preserve_format
-        self.mbatch = [self._as_input(x.to(self.device), form), *(other.to(self.device) for other in others)]
+        form = torch.channels_last if last else torch.contiguous_format
+        if self._input is None or self._input.shape != x.shape or not self._input.is_contiguous(memory_format=form):
+            self._input = torch.empty(x.shape, device=self.device, memory_format=form)
+        # In the same memory every time: that for many images is costlier to get than to fill.
+        self._input.copy_(x)
+        if x.dtype == torch.uint8:
+            self._input.div_(255)
+        self.mbatch = [self._input, *(other.to(self.device) for other in others)]
 
     def _enter(self, experience: Any) -> None:
         if not isinstance(experience, RLExperience):
@@ -339,6 +353,6 @@ class RLTemplate(Resumable, SupervisedTemplate):
         return network(x, self.label) if isinstance(network, MultiTaskModule) else network(x)
 
     @staticmethod
-    def _as_input(x: Tensor, form: torch.memory_format = torch.preserve_format) -> Tensor:
-        converted = x.to(torch.float32, memory_format=form)
+    def _as_input(x: Tensor) -> Tensor:
+        converted = x.to(torch.float32)
         return converted.div_(255) if x.dtype == torch.uint8 else converted
