@@ -48,7 +48,7 @@ class Settings:
     """Solver iterations on each task, at least, to warm up included."""
     warm_up: int = 1000
     """Iterations on the second task in which only its head is trained."""
-    alphas: tuple[float, ...] = (0.5, 2, 8, 32)
+    alphas: tuple[float, ...] = (2, 8, 32, 128)
     """Weights of learning without forgetting that are searched."""
     alpha: float = 0.0
     """Weight of learning without forgetting; 0 for the one that the search chooses."""
