@@ -53,12 +53,12 @@ class DENSettings:
     """tau: the network is expanded where the loss is larger."""
     drift_threshold: float = 0.003
     """sigma: units are split that moved further."""
-    expand_by: int = 20
-    """k, units added to a layer and task, before group lasso takes some away."""
+    expand_by: int | tuple[int, ...] = 20
+    """k, units added to a layer and task, before group lasso takes some away; or a number for each layer."""
     constant_by: int = 13
     """Units that the arm "constant" adds; the paper has 13 and 20."""
-    max_splits: int | None = 8
-    """Most units that are split in a layer; None for no bound."""
+    max_splits: int | tuple[int, ...] | None = 8
+    """Most units that are split in a layer, or a number for each layer; None for no bound."""
     phase_epochs: int | None = None
     """Epochs of expansion and of the trainings with the drift penalty; None: as many as `epochs`."""
     evaluate: str = "test"

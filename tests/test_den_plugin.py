@@ -221,12 +221,16 @@ def test_convolutions_grow(digits_arrays):
     )  # fmt: skip
     net = DynamicallyExpandableNetwork(body)
     stream = split(digits_arrays, 5, seed=0, flat=False)
-    strategy = build(net, plugins=[InMemoryLoaderPlugin()], epochs=15, expand_by=2, drift_threshold=0.01, max_splits=1)
+    sizes = {"expand_by": (2, 3), "max_splits": (1, 2)}  # of each layer
+    strategy = build(net, plugins=[InMemoryLoaderPlugin()], epochs=15, drift_threshold=0.01, **sizes)
     strategy.train(stream.train_stream[:3])
     for entry in strategy.den.history[1:]:
-        assert entry["added"] == [2, 2]
-        assert entry["split"] == [1, 1]
-    grown = [2 * 3 - sum(entry["removed"][k] for entry in strategy.den.history[1:]) for k in (0, 1)]
+        assert entry["added"] == [2, 3]
+        assert entry["split"] == [1, 2]
+    grown = [
+        2 * (expanded + split) - sum(entry["removed"][k] for entry in strategy.den.history[1:])
+        for k, (expanded, split) in enumerate([(2, 1), (3, 2)])
+    ]
     assert [layer.units for layer in net.hidden] == [6 + grown[0], 10 + grown[1]]
     assert net.hidden[1].layer.weight.shape == (10 + grown[1], 4 * (6 + grown[0]))
     results = strategy.eval(stream.test_stream[:3])
@@ -320,6 +324,7 @@ def test_parameter_groups_are_kept(digits_split):
         ({"l1": -1}, "l1: expected at least 0, got -1"),
         ({"loss_threshold": float("nan")}, "loss_threshold: expected at least 0, got nan"),
         ({"expand_by": 0}, "expand_by: expected at least 1, got 0"),
+        ({"max_splits": (2, 0)}, r"max_splits: expected at least 1, got \(2, 0\)"),
         ({"max_splits": 0}, "max_splits: expected at least 1, got 0"),
         ({"expand": "always"}, 'expand: expected "dynamic", "constant" or None'),
         ({"drift_step": "both"}, 'drift_step: expected "gradient" or "proximal", got \'both\''),
@@ -339,6 +344,9 @@ def test_bad_use(digits_split, digits_permuted):
     for plugin in (EWCPlugin(ewc_lambda=1.0), SynapticIntelligencePlugin(si_lambda=1.0)):
         with pytest.raises(ValueError, match=f"{type(plugin).__name__} keeps something for each parameter"):
             build(plugins=[plugin]).train(digits_split.train_stream[0])
+    for name in ("expand_by", "max_splits"):
+        with pytest.raises(ValueError, match=f"{name}: expected one number or 2, one for each hidden layer, got"):
+            build(**{name: (1, 2, 3)}).train(digits_split.train_stream[0])
     unknown = build(drift_step="proximal", optimizer=torch.optim.Adagrad)
     with pytest.raises(ValueError, match=r"drift_step='proximal' knows .*not Adagrad: use drift_step='gradient'"):
         unknown.train(digits_split.train_stream[0])

@@ -65,8 +65,9 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             rate; the loss still shows the penalty.
         loss_threshold: tau.
         drift_threshold: sigma.
-        expand_by: k, units added to each hidden layer.
-        max_splits: Most units that are split in a layer, those that drifted furthest; None: no bound.
+        expand_by: k, units added to each hidden layer; or a number for each of them.
+        max_splits: Most units that are split in a layer, those that drifted furthest, or a number for each; None: no
+            bound.
         phase_epochs: Epochs of expansion and of each training in 4; None: `train_epochs`.
         head_tolerance: The head is trained until its mean loss falls by less than this part from epoch to epoch.
         cache_bytes: What the new head reads of all training samples is computed once, not in each step of its training,
@@ -86,9 +87,9 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     Raises:
         TypeError: In `train()`, if the strategy's model is no `DynamicallyExpandableNetwork`.
-        ValueError: If an argument is out of range; in `train()`, if the strategy trains on all tasks at once, another
-            plugin keeps something for each parameter, whose shape changes, a task selects no units, or "proximal" does
-            not know the optimizer.
+        ValueError: If an argument is out of range; in `train()`, if `expand_by` or `max_splits` has not a number for each
+            hidden layer, the strategy trains on all tasks at once, another plugin keeps something for each parameter,
+            whose shape changes, a task selects no units, or "proximal" does not know the optimizer.
     """
 
     def __init__(
@@ -101,8 +102,8 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         drift_step: Literal["gradient", "proximal"] = "gradient",
         loss_threshold: float = 0.01,
         drift_threshold: float = 0.05,
-        expand_by: int = 10,
-        max_splits: int | None = 10,
+        expand_by: int | Sequence[int] = 10,
+        max_splits: int | Sequence[int] | None = 10,
         phase_epochs: int | None = None,
         head_tolerance: float = 1e-2,
         cache_bytes: int = 2**30,
@@ -129,7 +130,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             if not value >= 0:
                 raise ValueError(f"{name}: expected at least 0, got {value}")
         for name, count in (("expand_by", expand_by), ("max_splits", max_splits), ("phase_epochs", phase_epochs)):
-            if count is not None and count < 1:
+            if any(number < 1 for number in _each(count, 1) if number is not None):
                 raise ValueError(f"{name}: expected at least 1, got {count}")
         if expand not in ("dynamic", "constant", None):
             raise ValueError(f'expand: expected "dynamic", "constant" or None, got {expand!r}')
@@ -192,6 +193,10 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 f"{found[0]} keeps something for each parameter, and DENPlugin trains parts of them and changes their "
                 "shapes; remove one of the two"
             )
+        layers = len(strategy.model.layers)
+        for name, count in (("expand_by", self.expand_by), ("max_splits", self.max_splits)):
+            if len(_each(count, layers)) != layers:
+                raise ValueError(f"{name}: expected one number or {layers}, one for each hidden layer, got {count}")
         if self.drift_step == "proximal":
             inverse_preconditioner(strategy.optimizer, option="drift_step")
         self._head_inputs = strategy.model.given = None  # a run may have been interrupted
@@ -348,7 +353,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.history[-1]["loss"] = loss
         self._expanding = self.expand == "constant" or (self.expand == "dynamic" and loss > self.loss_threshold)
         if self._expanding:
-            counts = [self.expand_by] * len(network.layers)
+            counts = _each(self.expand_by, len(network.layers))
             add_units(network, counts)
             self.history[-1] |= {"added": counts, "removed": [0] * len(counts)}
             network.stand_in = NewUnits(network, counts)
@@ -373,7 +378,8 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             return
         network: DynamicallyExpandableNetwork = strategy.model
         moved = drifts(network, self.weights_before)
-        units = [drifted_units(own, self.drift_threshold, self.max_splits) for own in moved]
+        most = _each(self.max_splits, len(moved))
+        units = [drifted_units(own, self.drift_threshold, k) for own, k in zip(moved, most, strict=True)]
         self.history[-1] |= {"drift": [float(own.max()) for own in moved], "split": [len(own) for own in units]}
         self._splitting = any(len(own) for own in units)
         if self._splitting:
@@ -393,3 +399,8 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if network.stand_in is not None:
             network.stand_in.write_back()
             network.stand_in = None
+
+
+def _each(count: int | Sequence[int] | None, layers: int) -> list[Any]:
+    """Return a number for each layer."""
+    return list(count) if isinstance(count, Sequence) else [count] * layers
