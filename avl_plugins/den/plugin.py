@@ -87,9 +87,9 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     Raises:
         TypeError: In `train()`, if the strategy's model is no `DynamicallyExpandableNetwork`.
-        ValueError: If an argument is out of range; in `train()`, if `expand_by` or `max_splits` has not a number for each
-            hidden layer, the strategy trains on all tasks at once, another plugin keeps something for each parameter,
-            whose shape changes, a task selects no units, or "proximal" does not know the optimizer.
+        ValueError: If an argument is out of range; in `train()`, if `expand_by` or `max_splits` has not a number for
+            each hidden layer, the strategy trains on all tasks at once, another plugin keeps something for each
+            parameter, whose shape changes, a task selects no units, or "proximal" does not know the optimizer.
     """
 
     def __init__(
