@@ -3,7 +3,8 @@
 The paper: ten tasks of ten classes, a head with ten one-vs-rest outputs each, a net of 312 and 128 units, AUROC.
 
 What we do: the same. Lambdas of "l2" and EWC are chosen on held-out images of a seed that is not used afterwards; DEN's
-settings are those of den-mnist-variation, not searched anew.
+settings are those of den-mnist-variation but for k, which is the authors' 10: on held-out images of that seed 20 gave
+an AUROC of .996 at 1.79 times the base net. No other was tried.
 Deviations: fewer epochs at cpu scale.
 """
 
@@ -37,6 +38,8 @@ class Settings(DENSettings):
     """Units in the hidden layers."""
     epochs: int = 3
     """Epochs on each task; of first training, and of each phase of DEN."""
+    expand_by: int | tuple[int, ...] = 10
+    """k, units added to a layer and task, before group lasso takes some away; or a number for each layer."""
     validation: int = 5000
     """Training images held out."""
 
