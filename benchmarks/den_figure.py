@@ -15,15 +15,14 @@ CURVES = ("stl", "plain", "l2", "ewc", "progressive", "den")
 DRIFT = ("den", "no-stamp", "progressive", "ewc", "l2")
 
 
-def den_figure(
-    runs: Sequence[Run], arms: Sequence[str], paper_curves: Mapping[str, Sequence[float]], *, tasks: Sequence[int]
-) -> Figure:
+def den_figure(runs: Sequence[Run], arms: Sequence[str], numbers: Mapping[str, Any], *, tasks: Sequence[int]) -> Figure:
     """Draw four panels: AUROC so far, AUROC against capacity, single tasks as others follow, and units a task.
 
     Args:
         runs: With measurements "matrix", "capacity" and "growth".
         arms: In the order of the legend.
-        paper_curves: AUROC over tasks by arm, drawn dashed.
+        numbers: The paper's, drawn dashed or as crosses: "curves", AUROC over tasks by arm (at the tasks "after", if
+            given), "points", capacity in % and AUROC by arm, and "drift", AUROC of a task by its number and arm.
         tasks: Numbers, from 1, of the tasks of the third panel.
     """
     import numpy as np
@@ -39,9 +38,9 @@ def den_figure(
             means = np.array([[np.mean(row) for row in matrix] for matrix in matrices])
             x, deviation = np.arange(1, means.shape[1] + 1), means.std(0)
             over.errorbar(x, means.mean(0), deviation, fmt="-o", ms=3, color=colours[arm], label=arm)
-        if arm in paper_curves:
-            values = paper_curves[arm]
-            over.plot(range(1, len(values) + 1), values, "--x", ms=4, lw=0.8, color=colours[arm])
+        if values := numbers.get("curves", {}).get(arm):
+            x = numbers.get("after", range(1, len(values) + 1))
+            over.plot(x, values, "--x", ms=4, lw=0.8, color=colours[arm])
     over.set(xlabel="tasks learnt", ylabel="AUROC, tasks so far", title="dashed: the paper")
     if over.has_data():
         over.legend(fontsize="small", ncols=2)
@@ -51,7 +50,11 @@ def den_figure(
             y = [auroc_at_end(run) for run in own]
             against.errorbar(size, np.mean(y), np.std(y), fmt="o", ms=4, color=f"C{k % 10}")
             against.annotate(arm, (size, float(np.mean(y))), fontsize=7, xytext=(3, 3), textcoords="offset points")
-    against.set(xlabel="capacity (% of one network)", ylabel="AUROC at the end", xscale="log")
+        for size, y in numbers.get("points", {}).get(arm, []):
+            against.plot(size, y, "x", ms=5, color=f"C{k % 10}")
+    against.set(
+        xlabel="capacity (% of one network)", ylabel="AUROC at the end", xscale="log", title="crosses: the paper"
+    )
     for k, arm in enumerate(DRIFT):
         own = by_arm.get(arm, [])
         for task in tasks:
@@ -60,6 +63,8 @@ def den_figure(
                 mean = np.array(curves).mean(0)
                 label = arm if task == tasks[0] else None
                 single.plot(np.arange(task, task + len(mean)), mean, "-o", ms=3, color=f"C{k}", label=label)
+            if values := numbers.get("drift", {}).get(str(task), {}).get(arm):
+                single.plot(np.arange(task, task + len(values)), values, "--", lw=0.8, color=f"C{k}")
     single.set(xlabel="tasks learnt", ylabel="AUROC of one task", title="tasks " + ", ".join(map(str, tasks)))
     if single.has_data():
         single.legend(fontsize="small")
@@ -72,6 +77,7 @@ def _units(axes: Any, runs: Sequence[Run]) -> None:
     import numpy as np
 
     rows = [row for run in runs for row in run.measurements["growth"]]
+    numbers = {task: number for number, task in enumerate(dict.fromkeys(row["task"] for row in rows), start=2)}
     for layer in sorted({row["layer"] for row in rows}):
         for kind, style in (("selected", "-"), ("added", "--"), ("split", ":")):
             by_task: dict[Any, list[float]] = {}
@@ -79,7 +85,9 @@ def _units(axes: Any, runs: Sequence[Run]) -> None:
                 if row["layer"] == layer and row[kind] is not None:
                     by_task.setdefault(row["task"], []).append(row[kind])
             means = [np.mean(values) for values in by_task.values()]
-            axes.plot(range(2, 2 + len(means)), means, style, color=f"C{layer - 1}", label=f"{kind}, layer {layer}")
+            axes.plot(
+                [numbers[task] for task in by_task], means, style, color=f"C{layer - 1}", label=f"{kind}, layer {layer}"
+            )
     axes.set(xlabel="task", ylabel="units", title="DEN", yscale="symlog")
     if rows:
         axes.legend(fontsize="small", ncols=2)

@@ -29,8 +29,23 @@ def first_drop(run: Run) -> float:
 
 
 def mean_units(run: Run, kind: str, layer: int) -> float:
-    """Units "selected", "added" or "split" in a hidden layer, from 1, the mean over tasks from the second on."""
-    found = [row[kind] for row in run.measurements["growth"] if row["layer"] == layer and row[kind] is not None]
+    """Units "selected", "added" or "split" in a hidden layer, from 1, the mean over tasks from the second on.
+
+    Tasks for which the network was not expanded count with none added.
+    """
+    found = [row[kind] for row in run.measurements["growth"] if row["layer"] == layer]
+    known = [value or 0 for value in found] if kind == "added" else [value for value in found if value is not None]
+    return fmean(known) if known else 0.0
+
+
+def losses_before_expansion(run: Run) -> list[float]:
+    """Return the loss that was compared with tau, by task from the second on."""
+    return [row["loss"] for row in run.measurements["growth"] if row["layer"] == 1 and row["loss"] is not None]
+
+
+def share_expanded(run: Run) -> float:
+    """Share of the tasks from the second on for which the network was expanded."""
+    found = [row["added"] is not None for row in run.measurements["growth"] if row["layer"] == 1]
     return fmean(found) if found else 0.0
 
 
@@ -86,12 +101,33 @@ def against(runs: Sequence[Run], arm: str, others: Mapping[str, float | None], n
 
 
 def growth_rows(runs: Sequence[Run], arm: str, layers: int) -> list[Row]:
-    """Units selected, kept of those added, and split, a task, by hidden layer."""
-    return [
-        mean_row(runs, arm, f"units {kind} a task, layer {layer}", value=partial(mean_units, kind=kind, layer=layer))
+    """Units selected, kept of those added, and split, a task, by hidden layer, and the loss beside tau."""
+    tau = next((run.settings["loss_threshold"] for run in runs), None)
+    units = [
+        mean_row(
+            runs,
+            arm,
+            f"units {kind} a task, layer {layer}",
+            value=partial(mean_units, kind=kind, layer=layer),
+            note=_added_note(runs, layer) if kind == "added" else "",
+        )
         for kind in ("selected", "added", "split")
         for layer in range(1, layers + 1)
     ]
+    loss = mean_row(
+        runs,
+        arm,
+        "loss before expansion, mean over tasks",
+        value=lambda run: fmean(losses_before_expansion(run)),
+        note=f"expanded where it exceeds tau = {tau}",
+    )
+    return [*units, loss, mean_row(runs, arm, "share of tasks expanded", value=share_expanded)]
+
+
+def _added_note(runs: Sequence[Run], layer: int) -> str:
+    """Say of how many added units those are that stayed."""
+    by = next((run.settings["expand_by"] for run in runs), None)
+    return f"kept of {by[layer - 1] if isinstance(by, Sequence) else by}, the others removed as empty"
 
 
 def chosen_note(runs: Sequence[Run], arm: str, setting: str) -> str:

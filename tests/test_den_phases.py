@@ -1,5 +1,7 @@
 """The maths of DEN's phases: proximal steps, selection, sub-networks, drift and duplication, in numbers."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from den_cases import NETWORKS, SHAPES, copies, grown, mlp
@@ -11,9 +13,10 @@ from avl_plugins.den.drift import anchors, drift_penalty, pull_back_
 from avl_plugins.den.duplication import drifted_units, drifts, split_units
 from avl_plugins.den.expansion import add_units, empty_units
 from avl_plugins.den.network import DynamicallyExpandableNetwork
+from avl_plugins.den.phases import proximal_step
 from avl_plugins.den.proximal import group_soft_threshold, shrink_groups, soft_threshold
 from avl_plugins.den.selection import select_units
-from avl_plugins.den.stand_in import Selected
+from avl_plugins.den.stand_in import NewUnits, Selected
 
 
 def test_soft_threshold():
@@ -296,3 +299,26 @@ def test_new_weights_are_drawn_as_pytorch_draws_them():
     assert float(new.std()) == pytest.approx(0.1 / 3**0.5, rel=0.02)
     assert float(net.hidden[1].layer.weight[10:].detach().abs().max()) <= 410**-0.5
     assert (net.hidden[0].layer.bias[10:] == 0).all()
+
+
+def test_l1_comes_before_group_lasso():
+    """B7: both act on a new unit's incoming weights, one after the other; on all others L1 alone."""
+    net, _ = grown("mlp", [3, 2])
+    net.stand_in = new = NewUnits(net, [3, 2])
+    with torch.no_grad():
+        new.weights[0][0] *= 3
+    before = {name: p.detach().clone() for name, p in new.named_parameters()}
+    for parameter in new.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    new.weights[1].grad = None  # as of something that the loss does not depend on
+    strategy = SimpleNamespace(model=net, optimizer=torch.optim.SGD(new.parameters(), lr=0.1))
+    proximal_step(strategy, l1=0.2, group_lasso=5.0)
+    found = dict(new.named_parameters())
+    shrunk = before["weights.0"].sign() * (before["weights.0"].abs() - 0.02).clamp(min=0)
+    norm = shrunk.norm(dim=1, keepdim=True)
+    assert (norm > 0.5).flatten().tolist() == [True, False, False]
+    assert torch.allclose(found["weights.0"], shrunk * (1 - 0.5 / norm).clamp(min=0))
+    assert torch.equal(found["weights.1"], before["weights.1"])
+    for name in ("outgoing.1", "weights.2"):
+        assert torch.allclose(found[name], before[name].sign() * (before[name].abs() - 0.02).clamp(min=0))
+    assert all(torch.equal(found[name], before[name]) for name in found if name.startswith("biases"))

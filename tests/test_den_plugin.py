@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.training.plugins import SynapticIntelligencePlugin
-from avalanche.training.supervised import JointTraining, Naive
+from avalanche.training.plugins import EarlyStoppingPlugin, SynapticIntelligencePlugin
+from avalanche.training.supervised import Cumulative, JointTraining, Naive
 from den_cases import WIDTHS, build, mlp
 from torch import nn
 
@@ -103,6 +103,50 @@ def test_retraining_moves_the_selected_part_only(digits_split, optimizer):
     assert (change[inside] != 0).float().mean() > 0.7, "all but inputs that are always 0, with decay nearly all"
     assert (weights(strategy.model, 1)[:, [3, 7]] == 0).all()
     assert torch.equal(strategy.model.head_of(0).weight, before.head_of(0).weight)
+
+
+def test_retraining_has_no_drift_penalty_and_the_first_task_no_l2(digits_split):
+    """B6: Eq. 4 is without the drift penalty, and Eq. 2 has L1 only."""
+    options = {"expand": None, "split": False, "l1": 0.1, "epochs": 3}
+    states = []
+    for other in ({}, {"drift_lambda": 1e3}, {"l2": 0.5}):
+        strategy = build(plugins=[InMemoryLoaderPlugin()], **options, **other)
+        strategy.train(digits_split.train_stream[0])
+        first = copy.deepcopy(strategy.model.state_dict())
+        strategy.train(digits_split.train_stream[1])
+        states.append((first, strategy.model.state_dict()))
+    (first, plain), (_, drift), (first_l2, l2) = states
+    name = "layers.0.layer.weight"
+    assert torch.equal(drift[name], plain[name])
+    assert torch.equal(first_l2[name], first[name])
+    assert not torch.equal(l2[name], plain[name]), "mu of Eq. 4"
+
+
+class StopAfter(SupervisedPlugin):
+    """Ends phases early, after their first epoch."""
+
+    def __init__(self, *phases):
+        super().__init__()
+        self.phases, self.epochs = phases, {}
+
+    def after_training_epoch(self, strategy, **kwargs):
+        step = strategy.den.step
+        self.epochs[step] = self.epochs.get(step, 0) + 1
+        if step in self.phases:
+            strategy.stop_training()
+
+
+@pytest.mark.parametrize("phases", [("retraining",), ("head", "drift", "split")])
+def test_stopping_ends_one_phase(digits_split, phases):
+    """The next phase, and the next task, are trained all the same; also where the last epoch asks for it."""
+    stop = StopAfter(*phases)
+    strategy = build(plugins=[InMemoryLoaderPlugin(), stop], epochs=3, drift_threshold=1e-4)
+    strategy.train(digits_split.train_stream[:3])
+    heads = stop.epochs.pop("head")
+    assert heads == 2 if "head" in phases else heads > 2
+    each = {step: 2 * (1 if step in phases else 3) for step in ("retraining", "expansion", "drift", "split")}
+    assert stop.epochs == {"first": 3, **each}
+    assert all(entry["added"] == [4, 4] and sum(entry["split"]) for entry in strategy.den.history[1:])
 
 
 def test_expansion_trains_new_units_only(digits_split):
@@ -351,14 +395,25 @@ def test_bad_use(digits_split, digits_permuted):
     with pytest.raises(ValueError, match=r"drift_step='proximal' knows .*not Adagrad: use drift_step='gradient'"):
         unknown.train(digits_split.train_stream[0])
     assert unknown.model.labels == []
-    joint = mlp()
-    with pytest.raises(ValueError, match="JointTraining trains on all tasks at once"):
-        JointTraining(
-            model=joint,
-            optimizer=torch.optim.SGD(joint.parameters(), 0.1),
-            criterion=nn.CrossEntropyLoss(),
-            plugins=[DENPlugin()],
-        ).train(digits_split.train_stream)
+    for template in (JointTraining, Cumulative):
+        joint = mlp()
+        with pytest.raises(ValueError, match=f"{template.__name__} trains on several tasks at once"):
+            template(
+                model=joint,
+                optimizer=torch.optim.SGD(joint.parameters(), 0.1),
+                criterion=nn.CrossEntropyLoss(),
+                plugins=[DENPlugin()],
+            ).train(digits_split.train_stream)
+    early = EarlyStoppingPlugin(patience=1, val_stream_name="test_stream")
+    with pytest.raises(ValueError, match="EarlyStoppingPlugin goes back to the best state since training began"):
+        build(plugins=[early]).train(digits_split.train_stream[0])
+    frozen = mlp()
+    frozen.hidden[0].layer.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"layers\.0\.layer\.bias has requires_grad=False, and DENPlugin trains all"):
+        build(frozen).train(digits_split.train_stream[0])
+    assert not frozen.hidden[0].layer.bias.requires_grad
+    with pytest.raises(ValueError, match=r"layers\.0\.layer\.weight is not in the optimizer, and DENPlugin trains all"):
+        build(optimizer=lambda p: torch.optim.Adam(list(p)[1:])).train(digits_split.train_stream[0])
     with pytest.raises(ValueError, match="all 3 experiences of the stream have the task label 0"):
         build().train(digits_permuted.train_stream[0])
     strategy = build(plugins=[InMemoryLoaderPlugin()], l1=1e5)

@@ -9,7 +9,7 @@ from silent import Silent
 from torch import nn, optim
 
 from avl_plugins import InMemoryLoaderPlugin
-from avl_plugins.metrics import den_metrics, growth_table
+from avl_plugins.metrics import den_metrics, growth_figure, growth_table
 
 
 def test_growth_is_reported(digits_split):
@@ -26,17 +26,23 @@ def test_growth_is_reported(digits_split):
     for layer in (1, 2):
         assert last(f"DEN/selected/layer{layer}") == entry["selected"][layer]
         assert last(f"DEN/added/layer{layer}") == entry["added"][layer - 1] - entry["removed"][layer - 1]
+        assert last(f"DEN/removed/layer{layer}") == entry["removed"][layer - 1]
         assert last(f"DEN/split/layer{layer}") == entry["split"][layer - 1]
         assert last(f"DEN/units/layer{layer}") == strategy.model.hidden[layer - 1].units
     assert last("DEN/capacity") == pytest.approx(strategy.model.capacity())
     assert last("DEN/loss") == entry["loss"]
+    assert last("DEN/loss_threshold") == 0.0
     assert len(history["DEN/capacity/train_phase/train_stream"][1]) == 3
     assert len(history["DEN/growth/train_phase/train_stream"][1]) == 2, "the first task grows nothing"
     panels = last("DEN/growth").axes
-    assert [axes.get_title() for axes in panels] == ["units selected", "units added", "units split"]
-    assert [line.get_ydata().tolist() for line in panels[2].lines] == [
+    kinds = ("selected", "added", "removed", "split")
+    assert [axes.get_title() for axes in panels[:4]] == [f"units {kind}" for kind in kinds]
+    assert [line.get_ydata().tolist() for line in panels[3].lines] == [
         [row["split"] for row in growth_table(strategy.den.history) if row["layer"] == layer] for layer in (1, 2)
     ]
+    loss, tau = panels[4].lines
+    assert loss.get_ydata().tolist() == [entry["loss"] for entry in strategy.den.history[1:]]
+    assert tau.get_ydata() == [0.0, 0.0]
 
 
 def test_table():
@@ -45,10 +51,17 @@ def test_table():
         {"label": 7, "selected": [9, 5], "loss": 0.3, "added": [4], "removed": [1], "drift": [0.2], "split": [2]},
         {"label": 8, "selected": [9, 5], "loss": 0.1, "added": [], "removed": [], "drift": [], "split": []},
     ]
-    assert growth_table(history) == [
-        {"task": 7, "layer": 1, "selected": 5, "added": 3, "split": 2, "drift": 0.2, "loss": 0.3},
-        {"task": 8, "layer": 1, "selected": 5, "added": None, "split": None, "drift": None, "loss": 0.1},
+    history.append({**history[1], "label": 9})
+    rows = growth_table(history)
+    seven = {"layer": 1, "selected": 5, "added": 3, "removed": 1, "split": 2, "drift": 0.2, "loss": 0.3}
+    nothing = dict.fromkeys(("added", "removed", "split", "drift"))
+    assert rows == [
+        {"number": 2, "task": 7, **seven},
+        {"number": 3, "task": 8, "layer": 1, "selected": 5, **nothing, "loss": 0.1},
+        {"number": 4, "task": 9, **seven},
     ]
+    (added,) = growth_figure(rows).axes[1].lines
+    assert added.get_xdata().tolist() == [2, 4], "a task without expansion leaves its place free"
 
 
 def test_without_the_plugin(digits_split):

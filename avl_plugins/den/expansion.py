@@ -75,6 +75,8 @@ def empty_units(weight: Tensor) -> Tensor:
 def remove_units(network: DynamicallyExpandableNetwork, layer_index: int, units: Tensor) -> None:
     """Take units out of a layer, with what the layer above, or the newest head, reads of them.
 
+    Of an empty unit that is what its bias alone makes of it, the same for every input.
+
     Args:
         network: Changed in place; parameters are replaced by smaller ones.
         layer_index: Which hidden layer.

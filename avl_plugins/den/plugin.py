@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.training.supervised import JointTraining
+from avalanche.training.plugins import EarlyStoppingPlugin
+from avalanche.training.supervised import Cumulative, JointTraining
 from torch import nn
 
 from avl_plugins._preconditioner import inverse_preconditioner
@@ -48,12 +49,14 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
        trained again (Alg. 4).
 
     What follows 1 runs from `after_training_exp`, through the strategy's own epochs, so that metrics and loggers see
-    it. Every phase begins with fresh optimizer state. Thresholds of proximal steps are the learning rate times the
+    it; `stop_training()` ends the phase that is being trained, and the next one begins. Every phase begins with fresh
+    optimizer state. Thresholds of proximal steps are the learning rate times the
     coefficient, so that a mu of 0.01 is the authors' code's 1e-5 at a learning rate of 1e-3.
 
     Deviations: L1 is applied in 4, too, which would else fill the zeros that selection lives on (the paper has W "kept
     sparse throughout"). Where nothing is split, the second training of 4 is left out. The old copy of a split unit
-    gives its weight to the newest head up to the new copy.
+    gives its weight to the newest head up to the new copy; units of the newest task in the layer above read both. What
+    a removed unit has put out by its bias alone is lost, as in the authors' code.
 
     Args:
         l1: mu of Eq. 2, 3 and 5.
@@ -78,7 +81,8 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             stream; None: on the training data.
         selective: Phases 1 and 2; False: all weights are trained in the strategy's epochs instead, with L1.
         retraining_drift: lambda of a drift penalty in 2 or in its place (0 in the paper; 0.5 / 2 in its code).
-        expand: "dynamic"; "constant": k units for every task, none removed; None: none.
+        expand: "dynamic"; "constant": k units for every task, trained without L1 and group lasso and all kept; None:
+            none.
         split: Phase 4.
 
     Attributes:
@@ -88,8 +92,9 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     Raises:
         TypeError: In `train()`, if the strategy's model is no `DynamicallyExpandableNetwork`.
         ValueError: If an argument is out of range; in `train()`, if `expand_by` or `max_splits` has not a number for
-            each hidden layer, the strategy trains on all tasks at once, another plugin keeps something for each
-            parameter, whose shape changes, a task selects no units, or "proximal" does not know the optimizer.
+            each hidden layer, the strategy trains on several tasks at once, another plugin keeps something for each
+            parameter, whose shape changes, or goes back to an earlier state, parameters are frozen or not in the
+            optimizer, a task selects no units, or "proximal" does not know the optimizer.
     """
 
     def __init__(
@@ -185,14 +190,23 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 f"DENPlugin trains a DynamicallyExpandableNetwork, and the model is a {type(strategy.model).__name__}; "
                 "pass model=DynamicallyExpandableNetwork(nn.Sequential(...)) with the layers before the output head"
             )
-        if isinstance(strategy, JointTraining):
-            raise ValueError("JointTraining trains on all tasks at once, and DENPlugin on one after the other")
+        if isinstance(strategy, JointTraining | Cumulative):
+            raise ValueError(
+                f"{type(strategy).__name__} trains on several tasks at once, and DENPlugin on one after the other"
+            )
         names = {kind.__name__ for plugin in strategy.plugins for kind in type(plugin).__mro__}
         if found := sorted(names & _KEEP_STATE):
             raise ValueError(
                 f"{found[0]} keeps something for each parameter, and DENPlugin trains parts of them and changes their "
                 "shapes; remove one of the two"
             )
+        if any(isinstance(plugin, EarlyStoppingPlugin) for plugin in strategy.plugins):
+            raise ValueError(
+                "EarlyStoppingPlugin goes back to the best state since training began, across phases between which "
+                "the network grows; remove it, and call strategy.stop_training() from a plugin to end a phase early"
+            )
+        if not strategy.model.labels:
+            _refuse_untrained(strategy)
         layers = len(strategy.model.layers)
         for name, count in (("expand_by", self.expand_by), ("max_splits", self.max_splits)):
             if len(_each(count, layers)) != layers:
@@ -281,6 +295,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Run the phases after the first."""
+        strategy._stop_training = False  # if it was set, then for the epochs that have ended
         network: DynamicallyExpandableNetwork = strategy.model
         epochs = strategy.train_epochs if self.phase_epochs is None else self.phase_epochs
         if network.stamp > 1:
@@ -324,8 +339,11 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     def _run(self, step: str, strategy: Any, epochs: int, kwargs: dict[str, Any]) -> None:
         for _ in phase(strategy, f"den: {step}", epochs=epochs):
             strategy._before_training_epoch(**kwargs)
+            if strategy._stop_training:
+                break
             strategy.training_epoch(**kwargs)
             strategy._after_training_epoch(**kwargs)
+        strategy._stop_training = False
 
     def _before_retraining(self, strategy: Any) -> None:
         network: DynamicallyExpandableNetwork = strategy.model
@@ -399,6 +417,18 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if network.stand_in is not None:
             network.stand_in.write_back()
             network.stand_in = None
+
+
+def _refuse_untrained(strategy: Any) -> None:
+    """Raise a ValueError where a parameter is frozen, or not in the optimizer: phases train all of them."""
+    held = {id(p) for group in strategy.optimizer.param_groups for p in group["params"]}
+    for name, parameter in strategy.model.named_parameters():
+        if not parameter.requires_grad or id(parameter) not in held:
+            why = "is not in the optimizer" if parameter.requires_grad else "has requires_grad=False"
+            raise ValueError(
+                f"model: {name} {why}, and DENPlugin trains all hidden layers; apply a layer that is to stay as it is "
+                "to the data instead"
+            )
 
 
 def _each(count: int | Sequence[int] | None, layers: int) -> list[Any]:

@@ -6,6 +6,7 @@ from avl_plugins.metrics.capacity import capacity_metrics as capacity_metrics
 from avl_plugins.metrics.capacity import count_parameters as count_parameters
 from avl_plugins.metrics.columns import column_metrics as column_metrics
 from avl_plugins.metrics.den import den_metrics as den_metrics
+from avl_plugins.metrics.den import growth_figure as growth_figure
 from avl_plugins.metrics.den import growth_table as growth_table
 from avl_plugins.metrics.ewc import ewc_metrics as ewc_metrics
 from avl_plugins.metrics.forgetting import chaudhry_forgetting_metrics as chaudhry_forgetting_metrics

@@ -9,6 +9,7 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from avl_plugins.den.plugin import DENPlugin
 from avl_plugins.metrics._plugins import find_plugin
@@ -20,9 +21,9 @@ def den_metrics(*, units: bool = True, figure: bool = True) -> list[PluginMetric
     """Make metrics of what `DENPlugin` did, logged after each experience.
 
     Args:
-        units: "DEN/capacity", the paper's, "DEN/loss", which is compared with tau, and for each hidden layer l
-            "DEN/units/layer<l>", "DEN/selected/layer<l>", "DEN/added/layer<l>" (those kept), "DEN/split/layer<l>" and
-            "DEN/drift/layer<l>".
+        units: "DEN/capacity", the paper's, "DEN/loss", "DEN/loss_threshold", tau, which it is compared with, and for
+            each hidden layer l "DEN/units/layer<l>", "DEN/selected/layer<l>", "DEN/added/layer<l>" (those kept),
+            "DEN/removed/layer<l>", "DEN/split/layer<l>" and "DEN/drift/layer<l>".
         figure: "DEN/growth", a figure of them over tasks.
 
     Returns:
@@ -38,20 +39,22 @@ def growth_table(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return `DENPlugin.history` as rows, one a task and hidden layer.
 
     Returns:
-        Rows with "task", "layer", "selected", "added" (those that stayed), "split", "drift" and "loss"; None for what
-        was not done.
+        Rows with "number" (of the task, from 1), "task" (its label), "layer", "selected", "added" (those that stayed),
+        "removed", "split", "drift" and "loss"; None for what was not done.
     """
     rows = []
-    for entry in history:
+    for number, entry in enumerate(history, start=1):
         layers = max((len(entry[kind]) - (kind == "selected") for kind in ("selected", "added", "split")), default=0)
         for layer in range(max(layers, 0)):
             added = entry["added"][layer] - entry["removed"][layer] if entry["added"] else None
             rows.append(
                 {
+                    "number": number,
                     "task": entry["label"],
                     "layer": layer + 1,
                     "selected": entry["selected"][layer + 1] if entry["selected"] else None,
                     "added": added,
+                    "removed": entry["removed"][layer] if entry["removed"] else None,
                     "split": entry["split"][layer] if entry["split"] else None,
                     "drift": entry["drift"][layer] if entry["drift"] else None,
                     "loss": entry.get("loss"),
@@ -89,17 +92,17 @@ class Units(_OfDEN):
 
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Log them."""
-        history = find_plugin(strategy, DENPlugin, "den_metrics").history
+        plugin = find_plugin(strategy, DENPlugin, "den_metrics")
         network = strategy.model
         self.value = {"DEN/capacity": network.capacity()}
         for number, layer in enumerate(network.hidden, start=1):
             self.value[f"DEN/units/layer{number}"] = float(layer.units)
-        for row in growth_table(history[-1:]):
-            for kind in ("selected", "added", "split", "drift"):
+        for row in growth_table(plugin.history[-1:]):
+            for kind in (*KINDS, "drift"):
                 if row[kind] is not None:
                     self.value[f"DEN/{kind}/layer{row['layer']}"] = float(row[kind])
             if row["loss"] is not None:
-                self.value["DEN/loss"] = row["loss"]
+                self.value |= {"DEN/loss": row["loss"], "DEN/loss_threshold": plugin.loss_threshold}
         return [self._log(strategy, name, value) for name, value in self.value.items()]
 
     def __str__(self) -> str:
@@ -111,23 +114,39 @@ class Growth(_OfDEN):
 
     def after_training_exp(self, strategy: Any) -> MetricValue | None:
         """Draw it, from the second task on."""
-        rows = growth_table(find_plugin(strategy, DENPlugin, "den_metrics").history)
+        plugin = find_plugin(strategy, DENPlugin, "den_metrics")
+        rows = growth_table(plugin.history)
         if not rows:
             return None
-        self.value = growth_figure(rows)
+        self.value = growth_figure(rows, loss_threshold=plugin.loss_threshold)
         return self._log(strategy, "DEN/growth", self.value)
 
     def __str__(self) -> str:
         return "DEN/growth"
 
 
-def growth_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw units selected, added and split over tasks, one line a hidden layer; `rows` are those of `growth_table`."""
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
-    for axes, kind in zip(figure.subplots(1, 3), ("selected", "added", "split"), strict=True):
+def growth_figure(rows: Sequence[Mapping[str, Any]], *, loss_threshold: float | None = None) -> Figure:
+    """Draw units selected, added, removed and split over tasks, one line a hidden layer, and the loss beside tau.
+
+    Args:
+        rows: Those of `growth_table`.
+        loss_threshold: tau, a dashed line.
+    """
+    figure = Figure(figsize=(13, 2.8), layout="constrained")
+    *panels, losses = figure.subplots(1, len(KINDS) + 1)
+    for axes, kind in zip(panels, KINDS, strict=True):
         for layer in sorted({row["layer"] for row in rows}):
             own = [row for row in rows if row["layer"] == layer and row[kind] is not None]
-            axes.plot(range(2, 2 + len(own)), [row[kind] for row in own], "-o", ms=3, label=f"layer {layer}")
-        axes.set(xlabel="task", title=f"units {kind}", ylim=(0, None))
-    figure.axes[0].legend(fontsize="small")
+            x, y = [row["number"] for row in own], [row[kind] for row in own]
+            axes.plot(x, y, "-o", ms=3, label=f"layer {layer}")
+        axes.set(title=f"units {kind}", ylim=(0, None))
+    loss = {row["number"]: row["loss"] for row in rows if row["loss"] is not None}
+    losses.plot(list(loss), list(loss.values()), "-o", ms=3)
+    if loss_threshold is not None:
+        losses.axhline(loss_threshold, color="0.5", ls="--")
+    losses.set(title="loss before expansion, dashed: tau", ylim=(0, None))
+    for axes in figure.axes:
+        axes.set_xlabel("task")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].legend(fontsize="small")
     return figure
