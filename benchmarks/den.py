@@ -78,7 +78,7 @@ def make_plugins(arm: str, settings: Any) -> list[SupervisedPlugin]:
         "den": {},
         "den-finetune": {},
         "no-stamp": {},
-        "l1": whole | {"l1": settings.selective_l1},
+        "l1": whole | {"l1": settings.l1_alone},
         "selective": {"expand": None, "split": False, "l1": settings.selective_l1, "retraining_drift": 0.0},
         "l2-selective": {"expand": None, "split": False, "retraining_drift": settings.l2_lambda},
         "constant": {"expand": "constant", "split": False, "expand_by": settings.constant_by},

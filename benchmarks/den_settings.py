@@ -10,7 +10,8 @@ from benchmarks.den_rows import auroc_at_end
 from benchmarks.experiment import Run
 from benchmarks.search import best, search_jobs, split_name
 
-SEARCHED = {"l2": "l2_lambda", "ewc": "ewc_lambda"}
+SEARCHED = {"l2": ("lambda", "l2_lambda"), "ewc": ("lambda", "ewc_lambda"), "l1": ("mu", "l1_alone")}
+"""What is searched of an arm, and the setting that it is; the values are those of the setting with an s."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class DENSettings:
     """Weight decay of Adam, the l2 regularisation of all arms."""
     l2_lambda: float = 0.0
     """Weight of the distance to the weights before the task, of l2 and l2-selective; 0 for the one searched."""
-    l2_lambdas: tuple[float, ...] = (0.001, 0.01, 0.1, 1)
+    l2_lambdas: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.1, 1)
     """Weights that are searched."""
     ewc_lambda: float = 0.0
     """Lambda of EWC; 0 for the one searched."""
-    ewc_lambdas: tuple[float, ...] = (1000, 10000, 100000, 1000000)
+    ewc_lambdas: tuple[float, ...] = (1000, 10000, 100000, 1000000, 10000000)
     """Lambdas that are searched."""
     fisher_samples: int | None = 1000
     """Images for EWC's Fisher; None for all."""
@@ -40,7 +41,11 @@ class DENSettings:
     l2: float = 1e-4
     """mu of selective retraining."""
     selective_l1: float = 0.1
-    """mu of the arms "l1" and "selective", which are about how few units are used."""
+    """mu of the arm "selective", which is about how few units are used."""
+    l1_alone: float = 0.0
+    """mu of the arm "l1"; 0 for the one searched."""
+    l1_alones: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
+    """mu that are searched."""
     retraining_drift: float = 10.0
     """Weight of the drift penalty in selective retraining; 0 in the paper, 0.25 in its authors' code."""
     group_lasso: float = 0.3
@@ -73,22 +78,23 @@ def search_of(arm: str) -> str:
     return arm.removesuffix("-selective")
 
 
-def lambda_jobs(settings: DENSettings) -> list[tuple[str, int]]:
-    """L2 and EWC at every lambda, on the validation seed; none where it is given."""
+def lambda_jobs(settings: DENSettings, arms: Sequence[str] = ("l2", "ewc")) -> list[tuple[str, int]]:
+    """These arms at every value that is searched of them, on the validation seed; none where it is given."""
     return [
         job
-        for arm, name in SEARCHED.items()
-        if not getattr(settings, name)
-        for job in search_jobs(arm, "lambda", getattr(settings, f"{name}s"))
+        for arm in arms
+        if not getattr(settings, SEARCHED[arm][1])
+        for job in search_jobs(arm, SEARCHED[arm][0], getattr(settings, f"{SEARCHED[arm][1]}s"))
     ]
 
 
 def with_lambda(settings: Own, arm: str, runs: Sequence[Run]) -> tuple[str, Own]:
-    """Return a job's arm, and its settings with the lambda that it searches, or that the search has found."""
+    """Return a job's arm, and its settings with the lambda (or mu) that it searches, or that the search has found."""
     arm, value = split_name(arm)
     chosen: dict[str, Any] = {}
+    _, name = SEARCHED.get(search_of(arm), ("", ""))
     if value is not None:
-        chosen = {SEARCHED[arm]: value, "evaluate": "valid"}
-    elif (name := SEARCHED.get(searched := search_of(arm))) and not getattr(settings, name):
-        chosen = {name: best(runs, searched, auroc_at_end)}
+        chosen = {name: value, "evaluate": "valid"}
+    elif name and not getattr(settings, name):
+        chosen = {name: best(runs, search_of(arm), auroc_at_end)}
     return arm, replace(settings, **chosen)

@@ -90,7 +90,7 @@ def figure(runs: Sequence[Run]) -> Figure:
     """AUROC over tasks, against capacity, of the first and fourth task, and DEN's units."""
     from benchmarks.den_figure import den_figure
 
-    return den_figure(runs, ARMS, {}, tasks=(1, 4))
+    return den_figure(runs, ARMS, paper("den")["cifar100"], tasks=(1, 4))
 
 
 EXPERIMENT = Experiment(
