@@ -28,11 +28,11 @@ class DENSettings:
     """Weight decay of Adam, the l2 regularisation of all arms."""
     l2_lambda: float = 0.0
     """Weight of the distance to the weights before the task, of l2 and l2-selective; 0 for the one searched."""
-    l2_lambdas: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.1, 1)
+    l2_lambdas: tuple[float, ...] = (0.001, 0.01, 0.1, 1)
     """Weights that are searched."""
     ewc_lambda: float = 0.0
     """Lambda of EWC; 0 for the one searched."""
-    ewc_lambdas: tuple[float, ...] = (1000, 10000, 100000, 1000000, 10000000)
+    ewc_lambdas: tuple[float, ...] = (1000, 10000, 100000, 1000000)
     """Lambdas that are searched."""
     fisher_samples: int | None = 1000
     """Images for EWC's Fisher; None for all."""

@@ -64,6 +64,8 @@ class Settings(DENSettings):
     """Units in the hidden layers."""
     per_class: tuple[int, int, int] = (1000, 200, 5000)
     """Training, validation and test images a class."""
+    ewc_lambdas: tuple[float, ...] = (1000, 10000, 100000, 1000000, 10000000)
+    """Lambdas that are searched."""
 
 
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:

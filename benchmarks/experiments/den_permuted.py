@@ -42,6 +42,8 @@ class Settings(DENSettings):
     """k, units added to a layer and task, before group lasso takes some away; or a number for each layer."""
     validation: int = 5000
     """Training images held out."""
+    l2_lambdas: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.1, 1)
+    """Weights that are searched."""
 
 
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
