@@ -5,11 +5,9 @@ from typing import Any, Literal
 
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.training.plugins import EarlyStoppingPlugin
-from avalanche.training.supervised import Cumulative, JointTraining
 from torch import nn
 
-from avl_plugins._preconditioner import inverse_preconditioner
+from avl_plugins.den.checks import check_use, each_layer
 from avl_plugins.den.drift import Anchor, Before, anchors, drift_penalty, pull_back_
 from avl_plugins.den.duplication import drifted_units, drifts, split_units
 from avl_plugins.den.expansion import add_units, empty_units, remove_units
@@ -24,16 +22,6 @@ __all__ = ["DENPlugin"]
 
 STEPS = ("first", "full", "head", "retraining", "expansion", "drift", "split", "done")
 """What is being trained, in order; the first task has "first" alone, later ones "full" or "head" and what follows."""
-
-_KEEP_STATE = {
-    "AGEMPlugin",
-    "EWCPlugin",
-    "GEMPlugin",
-    "MASPlugin",
-    "RWalkPlugin",
-    "SynapticIntelligencePlugin",
-}
-"""Plugins with something for each parameter, which is of another shape after a task."""
 
 
 class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
@@ -135,7 +123,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             if not value >= 0:
                 raise ValueError(f"{name}: expected at least 0, got {value}")
         for name, count in (("expand_by", expand_by), ("max_splits", max_splits), ("phase_epochs", phase_epochs)):
-            if any(number < 1 for number in _each(count, 1) if number is not None):
+            if any(number < 1 for number in each_layer(count, 1) if number is not None):
                 raise ValueError(f"{name}: expected at least 1, got {count}")
         if expand not in ("dynamic", "constant", None):
             raise ValueError(f'expand: expected "dynamic", "constant" or None, got {expand!r}')
@@ -185,34 +173,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse other models, training on all tasks at once, and plugins that cannot be beside this one."""
-        if not isinstance(strategy.model, DynamicallyExpandableNetwork):
-            raise TypeError(
-                f"DENPlugin trains a DynamicallyExpandableNetwork, and the model is a {type(strategy.model).__name__}; "
-                "pass model=DynamicallyExpandableNetwork(nn.Sequential(...)) with the layers before the output head"
-            )
-        if isinstance(strategy, JointTraining | Cumulative):
-            raise ValueError(
-                f"{type(strategy).__name__} trains on several tasks at once, and DENPlugin on one after the other"
-            )
-        names = {kind.__name__ for plugin in strategy.plugins for kind in type(plugin).__mro__}
-        if found := sorted(names & _KEEP_STATE):
-            raise ValueError(
-                f"{found[0]} keeps something for each parameter, and DENPlugin trains parts of them and changes their "
-                "shapes; remove one of the two"
-            )
-        if any(isinstance(plugin, EarlyStoppingPlugin) for plugin in strategy.plugins):
-            raise ValueError(
-                "EarlyStoppingPlugin goes back to the best state since training began, across phases between which "
-                "the network grows; remove it, and call strategy.stop_training() from a plugin to end a phase early"
-            )
-        if not strategy.model.labels:
-            _refuse_untrained(strategy)
-        layers = len(strategy.model.layers)
-        for name, count in (("expand_by", self.expand_by), ("max_splits", self.max_splits)):
-            if len(_each(count, layers)) != layers:
-                raise ValueError(f"{name}: expected one number or {layers}, one for each hidden layer, got {count}")
-        if self.drift_step == "proximal":
-            inverse_preconditioner(strategy.optimizer, option="drift_step")
+        check_use(strategy, self)
         self._head_inputs = strategy.model.given = None  # a run may have been interrupted
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
@@ -371,7 +332,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.history[-1]["loss"] = loss
         self._expanding = self.expand == "constant" or (self.expand == "dynamic" and loss > self.loss_threshold)
         if self._expanding:
-            counts = _each(self.expand_by, len(network.layers))
+            counts = each_layer(self.expand_by, len(network.layers))
             add_units(network, counts)
             self.history[-1] |= {"added": counts, "removed": [0] * len(counts)}
             network.stand_in = NewUnits(network, counts)
@@ -396,7 +357,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             return
         network: DynamicallyExpandableNetwork = strategy.model
         moved = drifts(network, self.weights_before)
-        most = _each(self.max_splits, len(moved))
+        most = each_layer(self.max_splits, len(moved))
         units = [drifted_units(own, self.drift_threshold, k) for own, k in zip(moved, most, strict=True)]
         self.history[-1] |= {"drift": [float(own.max()) for own in moved], "split": [len(own) for own in units]}
         self._splitting = any(len(own) for own in units)
@@ -417,20 +378,3 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if network.stand_in is not None:
             network.stand_in.write_back()
             network.stand_in = None
-
-
-def _refuse_untrained(strategy: Any) -> None:
-    """Raise a ValueError where a parameter is frozen, or not in the optimizer: phases train all of them."""
-    held = {id(p) for group in strategy.optimizer.param_groups for p in group["params"]}
-    for name, parameter in strategy.model.named_parameters():
-        if not parameter.requires_grad or id(parameter) not in held:
-            why = "is not in the optimizer" if parameter.requires_grad else "has requires_grad=False"
-            raise ValueError(
-                f"model: {name} {why}, and DENPlugin trains all hidden layers; apply a layer that is to stay as it is "
-                "to the data instead"
-            )
-
-
-def _each(count: int | Sequence[int] | None, layers: int) -> list[Any]:
-    """Return a number for each layer."""
-    return list(count) if isinstance(count, Sequence) else [count] * layers
