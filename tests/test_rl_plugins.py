@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rl_cases import Counting, actor_critic, dqn, make, mlp, quiet, recognition, two_tasks
+from rl_cases import Counting, Requests, actor_critic, dqn, make, mlp, quiet, recognition, two_tasks
 from torch import nn
 
 from avl_plugins import (
@@ -165,6 +165,19 @@ def test_recognised_tasks_take_the_place_of_labels(make_strategy):
     assert [label for name, label in seen if name == "z"][4:] == [1] * (sum(name == "z" for name, _ in seen) - 4)
     assert [label for name, label in seen if name == "a"][4:] == [0] * (sum(name == "a" for name, _ in seen) - 4)
     assert network.labels == [0, 1]
+
+
+@pytest.mark.parametrize(("requested", "steps_of"), [(48, {0: 48}), (46, {0: 46, 1: 2})])
+@pytest.mark.parametrize("protect", [None, lambda strategy: strategy.steps_of[strategy.label] >= 2])
+def test_a_task_that_begins_as_the_visit_ends_is_left_alone(requested, steps_of, protect):
+    ewc = EWCPlugin(ewc_lambda=1.0, likelihood="gaussian", revisits="replace", protect=protect)
+    strategy = dqn(plugins=[Requests({requested: 1}), ewc])
+    strategy.train(two_tasks(steps=48).train_stream[0])
+    assert strategy.steps_of == steps_of
+    assert ewc._terms.keys() == {0}
+    assert strategy.steps_of[7] == 0
+    strategy.train(two_tasks(steps=48).train_stream[1])
+    assert ewc._terms.keys() == {0, 1}
 
 
 def test_recognition_needs_an_agent(digits_split):

@@ -237,7 +237,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def _consolidate(self, strategy: Any, task: Any) -> None:
         """Measure a task's importances and add its penalty."""
-        if self.protect is not None and not self.protect(strategy):
+        if not _measurable(strategy) or (self.protect is not None and not self.protect(strategy)):
             self._active = self._idle_value = None
             return
         parameters = dict(strategy.model.named_parameters())
@@ -336,6 +336,11 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._warned = set(state["warned"])
         self._active = None if state["active"] is None else set(state["active"])
         self._idle_value = None
+
+
+def _measurable(strategy: Any) -> bool:
+    """Whether the task that ends can be measured: one that an agent has met for a moment has no states yet."""
+    return not hasattr(strategy, "measurable") or strategy.measurable()
 
 
 def _label(strategy: Any, number: int) -> int:

@@ -190,6 +190,10 @@ class ActorCritic(RLTemplate):
         for states in self.states.of(self.label).split(32):
             yield self._as_input(states), torch.zeros(len(states)), torch.full((len(states),), self.label)
 
+    def measurable(self) -> bool:
+        """Return whether states of the task have been kept."""
+        return self.label in self.states
+
     def state_dict(self) -> dict[str, Any]:
         """Return the counts and the states that have been kept."""
         return super().state_dict() | {"states": self.states.state_dict()}

@@ -105,7 +105,7 @@ class DQN(RLTemplate):
     @property
     def epsilon(self) -> float:
         """Probability of a random action in the task at present."""
-        after = self.steps_of.get(self.label, 0) - self.epsilon_wait
+        after = self.steps_of[self.label] - self.epsilon_wait
         return 1 - (1 - self.epsilon_end) * min(max(after / self.epsilon_steps, 0.0), 1.0)
 
     def head_outputs(self, experience: RLExperience) -> int:
@@ -123,6 +123,11 @@ class DQN(RLTemplate):
         for buffer in self.buffers.values():  # new episodes have begun
             buffer.end()
         for _ in range(steps // self.num_envs):
+            # Before a step, not after it: a task that begins has one at least, also where this is the visit's last.
+            label = self.label
+            self.switch_if_requested()
+            if self.label != label and label in self.buffers:
+                self.buffers[label].end()
             buffer = self._buffer()
             observations = environments.observations
             actions = self._act(observations)
@@ -130,12 +135,7 @@ class DQN(RLTemplate):
             buffer.add(observations, actions, step, self.clipped(step.rewards))
             self.count(self.num_envs)
             self.notice(step.observations)
-            label = self.label
-            self.switch_if_requested()
-            if self.label != label:
-                buffer.end()
             since += self.num_envs
-            buffer = self._buffer()
             if len(buffer) >= self.learning_starts and since >= self.train_every:
                 since = 0
                 yield self._minibatch(buffer)
@@ -188,6 +188,10 @@ class DQN(RLTemplate):
             size = min(32, self.fisher_states - start)
             states = self.buffers[self.label].sample_states(size)
             yield self._as_input(states), torch.zeros(size), torch.full((size,), self.label)
+
+    def measurable(self) -> bool:
+        """Return whether the task's buffer has a state to draw."""
+        return self.label in self.buffers and self.buffers[self.label].drawable
 
     def state_dict(self) -> dict[str, Any]:
         """Return counts, buffers and target network. The buffers make it as large as they are."""

@@ -55,6 +55,14 @@ class ReplayBuffer:
         """Return the number of transitions, those that cannot be drawn included."""
         return self._count * self.number
 
+    @property
+    def drawable(self) -> bool:
+        """Whether there is a transition to draw."""
+        if self._count < 2:
+            return False
+        steps = self._columns["usable"][: self._count].any(1)
+        return bool(steps[torch.arange(self._count) != self._newest].any())
+
     def add(self, observations: Tensor, actions: Tensor, step: Step, rewards: Tensor) -> None:
         """Add a step of all environments.
 
@@ -120,7 +128,7 @@ class ReplayBuffer:
         usable = self._columns["usable"].flatten() if self._columns else torch.zeros(0, dtype=torch.bool)
         found, missing, rounds = [], size, 0
         while missing:
-            if rounds % 100 == 0 and not self._any_usable():
+            if rounds % 100 == 0 and not self.drawable:
                 raise ValueError("the buffer has no transitions to draw from yet")
             drawn = torch.randint(total, (missing,))
             drawn = drawn[usable[drawn] & (drawn // self.number != self._newest)]
@@ -128,9 +136,3 @@ class ReplayBuffer:
             missing -= len(drawn)
             rounds += 1
         return torch.cat(found)
-
-    def _any_usable(self) -> bool:
-        if self._count < 2:
-            return False
-        steps = self._columns["usable"][: self._count].any(1)
-        return bool(steps[torch.arange(self._count) != self._newest].any())

@@ -34,6 +34,10 @@ class RecentStates:
         self._next = (self._next + len(states)) % self.capacity
         self._count = min(self._count + len(states), self.capacity)
 
+    def __contains__(self, label: int) -> bool:
+        """Return whether there are states of a task."""
+        return self._kept is not None and label == self.label
+
     def of(self, label: int) -> Tensor:
         """Return the states (B, ...) of a task; a ValueError where there are none."""
         if self._kept is None or label != self.label:

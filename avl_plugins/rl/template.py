@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil
 from typing import Any
@@ -70,7 +71,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
 
     Attributes:
         steps: Agent steps taken in training so far.
-        steps_of: The same by task label.
+        steps_of: The same by task label, 0 for one that has not been met.
         label: Task label in use: the experience's, or the one that a plugin infers (`TaskRecognitionPlugin`).
         episodes: Those that have ended in this epoch's training so far, or in the evaluation of this experience.
         updates: Iterations so far.
@@ -123,7 +124,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
         self._input: Tensor | None = None
         self.seed = torch.initial_seed() if seed is None else seed
         self.steps, self.updates = 0, 0
-        self.steps_of: dict[int, int] = {}
+        self.steps_of: Counter[int] = Counter()
         self.episodes: list[Episode] = []
         self.label = 0
         self._requested: int | None = None
@@ -159,6 +160,10 @@ class RLTemplate(Resumable, SupervisedTemplate):
         """Return batches (states, zeros, task labels) of the task's own states, for `EWCPlugin`."""
         raise NotImplementedError
 
+    def measurable(self) -> bool:
+        """Return whether there are states of the task in use: `EWCPlugin` leaves a task alone that has none."""
+        raise NotImplementedError
+
     # What they share.
 
     def outputs(self, x: Tensor, network: nn.Module | None = None) -> Tensor:
@@ -172,7 +177,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
     def count(self, steps: int) -> None:
         """Count agent steps."""
         self.steps += steps
-        self.steps_of[self.label] = self.steps_of.get(self.label, 0) + steps
+        self.steps_of[self.label] += steps
 
     def request_label(self, label: int) -> None:
         """Go on under another task label, from the next safe moment on; for plugins that recognise tasks."""
@@ -286,7 +291,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it."""
         self.steps, self.updates, self.seed = state["steps"], state["updates"], state["seed"]
-        self.steps_of = dict(state["steps_of"])
+        self.steps_of = Counter(state["steps_of"])
         self.episodes = [Episode(*episode) for episode in state["episodes"]]
         self.label = state["label"]
 
