@@ -26,7 +26,8 @@ class DQN(RLTemplate):
 
         huber(r + gamma Q'(s', argmax_a Q(s', a)) - Q(s, a)),
 
-    Q' the target network, a copy of Q from at most `target_every` updates ago; the gradient of the Huber loss is the
+    Q' the target network, a copy of Q from at most `target_every` updates ago (what a new task adds to Q is copied when
+    it is added); the gradient of the Huber loss is the
     temporal-difference error clipped to plus and minus 1. Each task has its own buffer and its own timer of epsilon:
     actions are random with a probability that is 1 for the first `epsilon_wait` agent steps in it and then falls to
     `epsilon_end` over `epsilon_steps`. Defaults are the paper's; its optimizer is RMSProp, lr 2.5e-4, decay 0.95, and
@@ -212,8 +213,22 @@ class DQN(RLTemplate):
             self.target.load_state_dict(state["target"])  # type: ignore[attr-defined]
 
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
-        """Adapt the network; in training the target network is then a copy of it, as it may have grown."""
+        """Adapt the network; in training, the target network takes over what is new in it, and that only."""
         adapted = super().model_adaptation(model)
         if self.is_training and self.target is not None:
-            self.refresh_target()
+            self._grow_target(self.target)
         return adapted
+
+    @torch.no_grad()
+    def _grow_target(self, before: nn.Module) -> None:
+        old = _tensors(before)
+        if all(name in old and old[name].shape == tensor.shape for name, tensor in _tensors(self.model).items()):
+            return
+        self.refresh_target()
+        for name, tensor in _tensors(self.target).items():
+            if name in old and old[name].shape == tensor.shape:
+                tensor.copy_(old[name])
+
+
+def _tensors(network: Any) -> dict[str, Tensor]:
+    return dict(network.named_parameters()) | dict(network.named_buffers())
