@@ -62,6 +62,17 @@ def test_kept_and_forgetting_of_the_classic_stream():
     assert rl_classic.own_return(one) == 60
     assert rl_classic.final_return(one) == pytest.approx(170 / 3)
     assert rl_classic.forgetting(one) == pytest.approx(60 - 170 / 3)
+    assert [rl_classic.own_return_on(one, task) for task in "abc"] == [100, 50, 30]
+    other = run("finetune", {"a": [100.0, 10.0, 10.0], "b": [0.0, 80.0, 9.0], "c": [0.0, 0.0, 90.0]})
+    searched = [run(f"ewc/lambda={v:g}", {"a": [1.0, v], "b": [0.0, 1.0]}, 1000 + k) for v in (1, 5) for k in (0, 1)]
+    rows = {(row.arm, row.metric): row for row in rl_classic.rows([one, other, *searched])}
+    assert rows["ewc - finetune", "return after own visit, b"].mean == -30
+    assert rows["ewc - finetune", "return after own visit, c"].mean == -60
+    assert rows["ewc", "return after own visit, c"].mean == 30
+    assert rows["ewc", "first task kept"].note == "lambda 5, searched: 1, 5 (edge of the search)"
+    jobs = rl_classic.search(rl_classic.EXPERIMENT.scales["cpu"])
+    assert {seed for _, seed in jobs} == {1000, 1001}
+    assert len(jobs) == 2 * len(rl_classic.EXPERIMENT.scales["cpu"].ewc_lambdas)
 
 
 def test_random_play_is_the_same_for_a_seed_and_what_it_should_be():
