@@ -164,5 +164,6 @@ def recognition():
     return TaskRecognitionPlugin(
         TaskRecognition(shape=(8,), levels=2, window=4),
         every=1,
+        least_held=4,
         levels=lambda seen: (seen[:, 1:2] > 3).long().expand(-1, 8),
     )

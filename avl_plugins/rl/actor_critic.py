@@ -190,7 +190,7 @@ class ActorCritic(RLTemplate):
         for states in self.states.of(self.label).split(32):
             yield self._as_input(states), torch.zeros(len(states)), torch.full((len(states),), self.label)
 
-    def measurable(self) -> bool:
+    def has_states(self) -> bool:
         """Return whether states of the task have been kept."""
         return self.label in self.states
 

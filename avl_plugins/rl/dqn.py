@@ -190,7 +190,7 @@ class DQN(RLTemplate):
             states = self.buffers[self.label].sample_states(size)
             yield self._as_input(states), torch.zeros(size), torch.full((size,), self.label)
 
-    def measurable(self) -> bool:
+    def has_states(self) -> bool:
         """Return whether the task's buffer has a state to draw."""
         return self.label in self.buffers and self.buffers[self.label].drawable
 
