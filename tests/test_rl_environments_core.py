@@ -188,22 +188,31 @@ def test_a_buffer_without_transitions_says_so():
         buffer.sample(1)
 
 
-def test_recent_states_are_the_latest_of_one_task():
-    kept = RecentStates(5)
+def test_recent_states_are_the_latest_of_each_of_the_latest_tasks():
+    kept = RecentStates(5, tasks=2)
     with pytest.raises(ValueError, match="no states of task 0"):
         kept.of(0)
     for k in range(4):
         kept.add(torch.full((2, 1), float(k)), 0)
     assert sorted(kept.of(0).flatten().tolist()) == [1, 2, 2, 3, 3]
-    other = RecentStates(5)
+    other = RecentStates(5, tasks=2)
     other.load_state_dict(kept.state_dict())
     for each in (kept, other):
         each.add(torch.full((1, 1), 9.0), 0)
     assert torch.equal(kept.of(0), other.of(0))
+    before = kept.of(0).clone()
     kept.add(torch.ones(1, 1), 1)
     assert kept.of(1).tolist() == [[1]]
-    with pytest.raises(ValueError, match="task 0"):
-        kept.of(0)
+    assert torch.equal(kept.of(0), before), "a moment under another label takes nothing away"
+    kept.add(torch.full((1, 1), 7.0), 0)
+    assert sorted(kept.of(0).flatten().tolist()) == [2, 3, 3, 7, 9]
+    other.load_state_dict(kept.state_dict())
+    for each in (kept, other):
+        assert (0 in each, 1 in each, 2 in each) == (True, True, False)
+        each.add(torch.zeros(1, 1), 2)
+        assert (0 in each, 1 in each, 2 in each) == (True, False, True)
+    with pytest.raises(ValueError, match="task 1"):
+        kept.of(1)
 
 
 def test_the_bandit_rewards_its_best_arm():

@@ -1,5 +1,6 @@
 """Elastic Weight Consolidation as an Avalanche plugin."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from typing import Any, Literal, Self
@@ -31,6 +32,8 @@ from avl_plugins.ewc.penalty import QuadraticPenalty
 from avl_plugins.ewc.proximal import proximal_step_
 from avl_plugins.ewc.selection import Selection, leaves, select
 from avl_plugins.tensors import batches_in_memory
+
+_log = logging.getLogger(__name__)
 
 
 class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
@@ -237,7 +240,10 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def _consolidate(self, strategy: Any, task: Any) -> None:
         """Measure a task's importances and add its penalty."""
-        if not _measurable(strategy) or (self.protect is not None and not self.protect(strategy)):
+        measurable = not hasattr(strategy, "measurable") or strategy.measurable()  # agents say so
+        if not measurable or (self.protect is not None and not self.protect(strategy)):
+            if not measurable:
+                _log.info("task %d gets no term: it has been met for too short a time", strategy.label)
             self._active = self._idle_value = None
             return
         parameters = dict(strategy.model.named_parameters())
@@ -336,11 +342,6 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._warned = set(state["warned"])
         self._active = None if state["active"] is None else set(state["active"])
         self._idle_value = None
-
-
-def _measurable(strategy: Any) -> bool:
-    """Whether the task that ends can be measured: one that an agent has met for a moment has no states yet."""
-    return not hasattr(strategy, "measurable") or strategy.measurable()
 
 
 def _label(strategy: Any, number: int) -> int:

@@ -81,7 +81,7 @@ class ActorCritic(RLTemplate):
         entropy_weight: Weight of the entropy, beta.
         normalise_advantages: Divide them by their standard deviation in the mini-batch, after subtracting the mean.
         fisher_states: States that are kept of the task for the Fisher: 100 mini-batches of 32, as for the paper's DQN.
-            One step of all environments is kept of each rollout.
+            One step of all environments is kept of each rollout. Those of the latest four tasks are.
         eval_greedy: Take the most likely action in evaluation; else sample, as in training.
         **kwargs: Of `RLTemplate`: num_envs, epoch_steps, gamma, max_grad_norm (40 here), eval_episodes, ...
 
