@@ -12,6 +12,7 @@ pytest.importorskip("minatar")
 from benchmarks import game_scores
 from benchmarks.experiment import Context, Run, check_extras, plain_settings
 from benchmarks.experiments import ewc_atari, rl_classic
+from benchmarks.models import dqn_rmsprop
 from benchmarks.rl import make_network, random_return
 
 
@@ -102,6 +103,20 @@ def test_a_variant_of_cartpole_is_the_same_game_in_other_words():
     assert CartPole(gravity=15.0, length=1.0)(1).unwrapped.length == 1.0
 
 
+def test_rmsprop_never_steps_by_more_than_the_largest_rate():
+    for lr, max_lr, gradient in ((2.5e-4, 2.5e-3, 1e-4), (2.5e-4, 2.5e-2, 1e-4), (2.5e-4, 2.5e-3, 100.0)):
+        layer = torch.nn.Linear(1, 1, bias=False).double()
+        before = layer.weight.item()
+        optimizer = dqn_rmsprop(layer, lr=lr, max_lr=max_lr)
+        layer.weight.grad = torch.full((1, 1), gradient, dtype=torch.float64)
+        optimizer.step()
+        moved = before - layer.weight.item()
+        assert moved == pytest.approx(lr * gradient / (0.05**0.5 * gradient + lr / max_lr), rel=1e-6)
+        assert moved < max_lr * gradient
+        assert gradient > 1 or moved > 0.98 * max_lr * gradient
+    assert dqn_rmsprop(layer, lr=2.5e-4).defaults["eps"] == pytest.approx(0.1)
+
+
 def test_there_is_a_network_for_each_arm():
     body = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())
     assert make_network("single", body, 4, 3).adapter is None
@@ -111,6 +126,10 @@ def test_there_is_a_network_for_each_arm():
 
 @pytest.mark.parametrize("arm", ["inferred", "oracle", "none", "separate"])
 def test_the_papers_agent_runs_on_ale(arm, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from avl_plugins.rl import human_normalised
+
     settings = dataclasses.replace(
         ewc_atari.EXPERIMENT.scales["paper"],
         games=("pong", "breakout"),
@@ -130,5 +149,10 @@ def test_the_papers_agent_runs_on_ale(arm, tmp_path):
     found = ewc_atari.measure(settings, arm, 0, Context(logdir=tmp_path))
     assert found["returns"].keys() == {"pong", "breakout"}
     assert all(len(values) == 2 for values in found["returns"].values())
+    logged = EventAccumulator(str(tmp_path))
+    logged.Reload()
+    last = {tag.split("/")[0]: logged.Scalars(tag)[-1].value for tag in logged.Tags()["scalars"] if "eval" in tag}
+    score = sum(human_normalised(game, values[-1]) for game, values in found["returns"].items())
+    assert last["TotalScore"] == pytest.approx(score, abs=1e-5)
     assert found["contexts"] == (2 if arm == "inferred" else None)
     assert plain_settings(settings)["data"] == "ale"

@@ -67,8 +67,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             (Schwarz et al. normalise but do not say how).
         revisits: what becomes of a task's term when its label comes back. "add": it stays, and another is added.
             "replace": the new one takes its place, as in the paper's Atari agent (app. 4.2), which visits games again
-            and again; the terms are then held one by one, memory growing with the number of tasks. It needs
-            mode="separate".
+            and again; the terms are then held one by one, memory growing with the number of tasks. The old term stays
+            in the loss while its task is trained again, until that ends. It needs mode="separate".
         protect: strategy -> whether the task that ends gets a term at all, for example only after a number of steps in
             it (`lambda strategy: strategy.steps_of[strategy.label] >= 5_000_000`). None: always.
         max_samples: use a uniformly random subset of this many samples for the Fisher.

@@ -26,12 +26,12 @@ class DQN(RLTemplate):
 
         huber(r + gamma Q'(s', argmax_a Q(s', a)) - Q(s, a)),
 
-    Q' the target network, a copy of Q from at most `target_every` updates ago (what a new task adds to Q is copied when
-    it is added); the gradient of the Huber loss is the
-    temporal-difference error clipped to plus and minus 1. Each task has its own buffer and its own timer of epsilon:
-    actions are random with a probability that is 1 for the first `epsilon_wait` agent steps in it and then falls to
-    `epsilon_end` over `epsilon_steps`. Defaults are the paper's; its optimizer is RMSProp, lr 2.5e-4, decay 0.95, and
-    its gradient norm at most 50. It has 50,000 transitions a buffer in its table and ten times as many in its text.
+    Q' the target network, a copy of Q from at most `target_every` updates ago; what a new task adds to Q is copied when
+    it is added. The gradient of the Huber loss is the temporal-difference error clipped to plus and minus 1. Each task
+    has its own buffer and its own timer of epsilon: actions are random with a probability that is 1 for the first
+    `epsilon_wait` agent steps in it and then falls to `epsilon_end` over `epsilon_steps`. Defaults are the paper's; its
+    optimizer is RMSProp, lr 2.5e-4 and at most 2.5e-3, decay 0.95, and its gradient norm at most 50. It has 50,000
+    transitions a buffer in its table and ten times as many in its text.
 
     For EWC: `EWCPlugin(likelihood=...)` takes Q for the mean of a normal distribution ("gaussian"), or for the logits
     of a Boltzmann policy ("categorical"); the paper does not say which likelihood it took.

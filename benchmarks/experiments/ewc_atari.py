@@ -12,8 +12,15 @@ a random order in each round. Waiting, the fall of epsilon and protection are sc
 has an agent for each game with the same visits. A game's 1 is the mean return of the separate agents at the end, over
 seeds, and its 0 that of a random player, as MinAtar has no scores of people. Lambda is chosen for "oracle" on a seed
 that is not used afterwards, by the returns of the last round, each above and relative to random play.
+
+While a game is visited again, its own old term stays in the loss until the visit or its label ends, when the new one
+takes its place; the paper does not say whether it does. Normalised and total scores are logged for ALE's games;
+MinAtar's can only be computed afterwards, when separate agents have been measured.
+
 Deviations: lambda 400 is the paper's; it does not say for which likelihood. Ours takes Q for the mean of a normal
-distribution. Several environments in step. Evaluation after each visit, with epsilon 0.01.
+distribution. RMSProp has an eps such that the paper's largest learning rate, 2.5e-3, holds at paper scale; at cpu scale
+it is ten times that, which is eps 0.01, MinAtar's own (`benchmarks.models.dqn_rmsprop`). Several environments in step.
+Evaluation after each visit, with epsilon 0.01.
 """
 
 from __future__ import annotations
@@ -71,6 +78,8 @@ class Settings:
     """Environments that are stepped together; an update each step of all."""
     lr: float = 2.5e-4
     """Learning rate of RMSProp (decay 0.95)."""
+    max_lr: float = 2.5e-2
+    """Largest learning rate: eps of RMSProp is lr / max_lr."""
     buffer_size: int = 50_000
     """Transitions in a game's replay buffer."""
     learning_starts: int = 2_000
@@ -161,6 +170,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
 
     from avl_plugins import EWCPlugin, ProgressiveNetwork, ProgressivePlugin
     from avl_plugins.rl import ATARI_SCORES, DQN, TaskGains, rl_benchmark
+    from benchmarks.models import dqn_rmsprop
     from benchmarks.rl import learning_curves, make_evaluator, random_return, returns_after
     from benchmarks.training import job_plugins, train_stream
 
@@ -186,7 +196,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         model = TaskGains(layers)
     strategy = DQN(
         model=model,
-        optimizer=torch.optim.RMSprop(model.parameters(), lr=settings.lr, alpha=0.95, eps=0.01),
+        optimizer=dqn_rmsprop(model, lr=settings.lr, max_lr=settings.max_lr),
         num_envs=settings.num_envs,
         train_every=settings.num_envs,
         buffer_size=settings.buffer_size,
@@ -201,7 +211,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         seed=seed,
         device=context.device,
         plugins=[*plugins, *job_plugins(context, len(schedule))],
-        evaluator=make_evaluator(context),
+        evaluator=make_evaluator(context, ATARI_SCORES if settings.data == "ale" else None),
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"task \d+ has not been trained on yet")
@@ -265,6 +275,7 @@ EXPERIMENT = Experiment(
             visits=12,
             steps=1_000_000,
             epoch_steps=250_000,
+            max_lr=2.5e-3,
             learning_starts=50_000,
             target_every=7_500,
             epsilon_wait=50_000,
