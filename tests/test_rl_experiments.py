@@ -2,7 +2,9 @@
 
 import dataclasses
 from itertools import pairwise
+from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ pytest.importorskip("minatar")
 from benchmarks import game_scores
 from benchmarks.experiment import Context, Run, check_extras, plain_settings
 from benchmarks.experiments import ewc_atari, rl_classic
+from benchmarks.minatar_envs import MinAtarEnv
 from benchmarks.models import dqn_rmsprop
 from benchmarks.rl import make_network, random_return
 
@@ -124,6 +127,51 @@ def test_there_is_a_network_for_each_arm():
         make_network("x", body, 4, 3)
 
 
+@pytest.fixture(scope="module")
+def minatar_frames():
+    """Observations (steps, planes, 10, 10) of two visits to each of three games, random play."""
+    found = {}
+    for number, game in enumerate(ewc_atari.Settings().games):
+        for visit in range(2):
+            env = MinAtarEnv(game=game, dtype="bool")(1)
+            seen = [env.reset(seed=10 * visit + number)[0]]
+            rng = numpy.random.default_rng(10 * visit + number)
+            seen += [env.step(rng.integers(6, size=1))[0].copy() for _ in range(2999)]
+            found[game, visit] = torch.from_numpy(numpy.stack(seen))
+    return found
+
+
+@pytest.mark.parametrize("first", [["space_invaders", "breakout"], ["breakout", "space_invaders"]])
+def test_three_games_of_minatar_are_told_apart_in_both_orders(minatar_frames, first):
+    settings = ewc_atari.EXPERIMENT.scales["cpu"]
+    plugin = ewc_atari.make_recognition(settings)
+    requested = []
+
+    class Strategy:
+        is_training = True
+
+        def request_label(self, label):
+            if self.step > 2 * settings.observe_every * settings.window:  # a window has frames of the game before
+                requested.append((self.game, label))
+
+    strategy = Strategy()
+    for visit in range(2):
+        for number, strategy.game in enumerate([*first, "asterix"]):
+            strategy.experience = SimpleNamespace(task_label=number)
+            for step, frames in enumerate(minatar_frames[strategy.game, visit]):
+                strategy.step = step
+                plugin.observed(strategy, frames)
+    games = {label: {game for game, other in requested if other == label} for _, label in requested}
+    assert all(len(own) == 1 for own in games.values()), "no label is of two games"
+    assert {game for own in games.values() for game in own} == set(settings.games)
+    assert 3 <= plugin.recognition.contexts <= 5
+    assert sum(one != other for (_, one), (_, other) in pairwise(requested)) <= 6
+    assert len(requested) > 0.8 * 6 * 3000 / settings.observe_every / settings.window
+    assert plugin.purity > 0.95
+    assert settings.protect_after == 0.8 * settings.steps
+    assert ewc_atari.EXPERIMENT.scales["paper"].window == 4
+
+
 @pytest.mark.parametrize("arm", ["inferred", "oracle", "none", "separate"])
 def test_the_papers_agent_runs_on_ale(arm, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -143,6 +191,8 @@ def test_the_papers_agent_runs_on_ale(arm, tmp_path):
         protect_after=8,
         fisher_states=32,
         observe_every=1,
+        agreeing=1,
+        least_held=4,
         eval_episodes=1,
         max_steps=8,
     )

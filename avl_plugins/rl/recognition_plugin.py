@@ -56,7 +56,7 @@ class TaskRecognitionPlugin(SupervisedPlugin):
         recognition: TaskRecognition,
         *,
         every: int = 4,
-        agreeing: int = 2,
+        agreeing: int = 3,
         least_held: int = 1000,
         levels: Callable[[Tensor], Tensor] | None = None,
     ) -> None:

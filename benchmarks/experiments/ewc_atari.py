@@ -8,7 +8,8 @@ Scores are normalised by random play and a person's, clipped above at 1 and summ
 
 What we do: at paper scale that, on ALE; it has not been run. At cpu scale the same agent with a small network (16 maps
 of 3 x 3 and 128 units) on three of MinAtar's games (Young and Tian 2019), which are not Atari's: three visits each, in
-a random order in each round. Waiting, the fall of epsilon and protection are scaled to the shorter visits. "separate"
+a random order in each round. Waiting, the fall of epsilon and protection are scaled to the shorter visits; a game is
+protected after 0.8 of a visit, as a game that is to be recognised has not quite all of its first one. "separate"
 has an agent for each game with the same visits. A game's 1 is the mean return of the separate agents at the end, over
 seeds, and its 0 that of a random player, as MinAtar has no scores of people. Lambda is chosen for "oracle" on a seed
 that is not used afterwards, by the returns of the last round, each above and relative to random play.
@@ -20,7 +21,10 @@ MinAtar's can only be computed afterwards, when separate agents have been measur
 Deviations: lambda 400 is the paper's; it does not say for which likelihood. Ours takes Q for the mean of a normal
 distribution. RMSProp has an eps such that the paper's largest learning rate, 2.5e-3, holds at paper scale; at cpu scale
 it is ten times that, which is eps 0.01, MinAtar's own (`benchmarks.models.dqn_rmsprop`). Several environments in step.
-Evaluation after each visit, with epsilon 0.01.
+Evaluation after each visit, with epsilon 0.01. The recognition has windows of 32 frames at cpu scale, where the paper
+has 4 (with those, MinAtar's games pass for one another: see `TaskRecognition`); at both scales three windows have to
+agree, and EWC leaves a game alone that was taken to be played for a tenth of a visit only (cpu; a fiftieth at paper
+scale), where the paper takes the most probable game of each window.
 """
 
 from __future__ import annotations
@@ -90,7 +94,7 @@ class Settings:
     """Agent steps of random play in a game."""
     epsilon_steps: int = 40_000
     """Agent steps in which epsilon falls to 0.01."""
-    protect_after: int = 60_000
+    protect_after: int = 48_000
     """Agent steps in a game after which EWC protects it."""
     ewc_lambda: float = 0.0
     """Lambda of EWC; 0 for the one searched."""
@@ -100,6 +104,14 @@ class Settings:
     """States for a Fisher."""
     observe_every: int = 4
     """Agent steps between frames that the recognition of games sees."""
+    window: int = 32
+    """Frames of a window of the recognition; the paper's 4 cannot tell MinAtar's games apart."""
+    concentration: float = 0.3
+    """Of the recognition's prior, for each level of a pixel."""
+    agreeing: int = 3
+    """Windows in a row that have to agree before another game is taken to be played."""
+    least_held: int = 6_000
+    """Agent steps that a game has to be taken to be played for, without a break, before EWC protects it."""
     max_contexts: int | None = 12
     """Most games that it tells apart."""
     eval_episodes: int = 20
@@ -155,11 +167,23 @@ def make_recognition(settings: Settings) -> Any:
     from avl_plugins.rl.recognition import observation_levels
 
     if settings.data == "minatar":
-        model = TaskRecognition(shape=(10, 10), levels=11, max_contexts=settings.max_contexts)
-        levels = partial(observation_levels, levels=11, channels=1)
-        return TaskRecognitionPlugin(model, every=settings.observe_every, levels=levels)
-    model = TaskRecognition(shape=(42, 42), max_contexts=settings.max_contexts)
-    return TaskRecognitionPlugin(model, every=settings.observe_every)
+        shape, number, levels = (10, 10), 11, partial(observation_levels, levels=11, channels=1)
+    else:
+        shape, number, levels = (42, 42), 16, None
+    model = TaskRecognition(
+        shape=shape,
+        levels=number,
+        window=settings.window,
+        concentration=settings.concentration,
+        max_contexts=settings.max_contexts,
+    )
+    return TaskRecognitionPlugin(
+        model,
+        every=settings.observe_every,
+        agreeing=settings.agreeing,
+        least_held=settings.least_held,
+        levels=levels,
+    )
 
 
 def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[str, Any]:
@@ -260,10 +284,13 @@ EXPERIMENT = Experiment(
             target_every=5,
             epsilon_wait=16,
             epsilon_steps=40,
-            protect_after=64,
+            protect_after=48,
             ewc_lambdas=(400,),
             fisher_states=64,
             observe_every=1,
+            window=4,
+            agreeing=1,
+            least_held=8,
             eval_episodes=2,
             max_steps=40,
         ),
@@ -282,6 +309,9 @@ EXPERIMENT = Experiment(
             epsilon_steps=1_000_000,
             protect_after=5_000_000,
             ewc_lambda=400,
+            window=4,
+            concentration=0.03,
+            least_held=20_000,
             max_contexts=None,
             eval_episodes=10,
             max_steps=27_000,
