@@ -127,6 +127,33 @@ def test_there_is_a_network_for_each_arm():
         make_network("x", body, 4, 3)
 
 
+def test_an_agent_on_ale_is_the_same_with_its_frames_kept_once(tmp_path):
+    from rl_cases import quiet
+
+    from avl_plugins import load_checkpoint, save_checkpoint
+    from avl_plugins.rl import DQN, AtariEnv, rl_benchmark
+
+    visits = rl_benchmark({"pong": AtariEnv(game="pong", max_frames=100, threads=1)}, steps=80, schedule=["pong"] * 2)
+    found = []
+    for stacked in (False, True):
+
+        def agent(stacked=stacked):
+            torch.manual_seed(0)
+            layers = torch.nn.Conv2d(4, 4, 8, stride=8), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(400, 18)
+            model = torch.nn.Sequential(*layers)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            sizes = {"num_envs": 2, "train_every": 2, "buffer_size": 60, "learning_starts": 8, "batch_size": 8}
+            return DQN(model=model, optimizer=optimizer, stacked=stacked, **sizes, seed=0, evaluator=quiet())
+
+        first, second = agent(), agent()
+        first.train(visits.train_stream[0])
+        save_checkpoint(first, tmp_path / "file")
+        load_checkpoint(second, tmp_path / "file")
+        second.train(visits.train_stream[1])
+        found.append(torch.cat([p.detach().flatten() for p in second.model.parameters()]))
+    assert torch.equal(*found)
+
+
 @pytest.fixture(scope="module")
 def minatar_frames():
     """Observations (steps, planes, 10, 10) of two visits to each of three games, random play."""

@@ -43,6 +43,8 @@ class DQN(RLTemplate):
         model: (B, ...) -> (B, actions).
         optimizer: Its optimizer.
         buffer_size: Transitions of each task that are kept.
+        stacked: States are stacks of frames, newest last, as `AtariEnv`'s are: the buffers keep each frame once, for a
+            quarter of the memory with four (`ReplayBuffer`). The run is the same, bit for bit.
         batch_size: Transitions of a mini-batch.
         train_every: Agent steps for each update, a multiple of `num_envs`.
         learning_starts: Transitions in a task's buffer before the first update on it.
@@ -68,6 +70,7 @@ class DQN(RLTemplate):
         optimizer: Optimizer,
         num_envs: int = 4,
         buffer_size: int = 50_000,
+        stacked: bool = False,
         batch_size: int = 32,
         train_every: int = 4,
         learning_starts: int = 50_000,
@@ -95,7 +98,7 @@ class DQN(RLTemplate):
             raise ValueError(f"epsilon_end: expected a probability, got {epsilon_end}")
         if epsilon_wait < 0:
             raise ValueError(f"epsilon_wait: expected at least 0, got {epsilon_wait}")
-        self.buffer_size, self.batch_size = buffer_size, batch_size
+        self.buffer_size, self.stacked, self.batch_size = buffer_size, stacked, batch_size
         self.train_every, self.learning_starts, self.target_every = train_every, learning_starts, target_every
         self.epsilon_wait, self.epsilon_steps, self.epsilon_end = epsilon_wait, epsilon_steps, epsilon_end
         self.fisher_states = fisher_states
@@ -143,7 +146,7 @@ class DQN(RLTemplate):
 
     def _buffer(self) -> ReplayBuffer:
         if self.label not in self.buffers:
-            self.buffers[self.label] = ReplayBuffer(self.buffer_size, self.num_envs)
+            self.buffers[self.label] = ReplayBuffer(self.buffer_size, self.num_envs, stacked=self.stacked)
         return self.buffers[self.label]
 
     @torch.no_grad()
@@ -205,7 +208,7 @@ class DQN(RLTemplate):
         super().load_state_dict(dict(state))
         self.buffers = {}
         for label, held in state["buffers"].items():
-            self.buffers[label] = ReplayBuffer(self.buffer_size, self.num_envs)
+            self.buffers[label] = ReplayBuffer(self.buffer_size, self.num_envs, stacked=self.stacked)
             self.buffers[label].load_state_dict(held)
         self.target = None
         if state["target"] is not None:

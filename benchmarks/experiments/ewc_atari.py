@@ -224,6 +224,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         num_envs=settings.num_envs,
         train_every=settings.num_envs,
         buffer_size=settings.buffer_size,
+        stacked=settings.data == "ale",
         learning_starts=settings.learning_starts,
         target_every=settings.target_every,
         epsilon_wait=settings.epsilon_wait,

@@ -130,6 +130,7 @@ def trained_by(settings: Settings, seed: int, context: Context) -> tuple[Any, An
         epoch_steps=settings.epoch_steps,
         train_every=settings.train_every,
         buffer_size=settings.buffer_size,
+        stacked=settings.data == "ale-breakout",
         learning_starts=settings.learning_starts,
         target_every=settings.target_every,
         epsilon_wait=settings.learning_starts,
