@@ -290,6 +290,7 @@ EXPERIMENT = Experiment(
             fisher_states=64,
             observe_every=1,
             window=4,
+            concentration=0.03,
             agreeing=1,
             least_held=8,
             eval_episodes=2,
