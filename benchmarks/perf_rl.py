@@ -3,7 +3,8 @@
 Pong, 16 environments, the column of Rusu et al. 2016 (12 maps of 8x8 by 4, 4x4 by 2 and 3x4, 256 units), RMSProp.
 ALE steps the environments on as many threads as torch has. A loop is environments, inference and learning, without what
 comes before and after; loops take turns after every `STEPS` agent steps, and act in the same environments, which are
-slow to make. Both learn with images in torch's channels-last format, as gradients of so few maps then cost half.
+slow to make. Both learn with images in torch's channels-last format, as gradients of so few maps then cost half, and
+both act with one thread of torch, which leaves the cores to the environments.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ def theirs(env: Any, rollout: int) -> Callable[[], float]:
     """Seconds of stable-baselines3's loop, the same network and settings."""
     from gymnasium import spaces
     from stable_baselines3 import A2C
+    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
     from stable_baselines3.common.vec_env import VecEnv
 
@@ -187,6 +189,18 @@ def theirs(env: Any, rollout: int) -> Callable[[], float]:
         def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
             return [False] * ENVS
 
+    class ActsWithOneThread(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            self.before = torch.get_num_threads()
+            torch.set_num_threads(1)
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            torch.set_num_threads(self.before)
+
+    acting = ActsWithOneThread()
     agent = A2C(
         "CnnPolicy",
         Adapter(),
@@ -199,5 +213,5 @@ def theirs(env: Any, rollout: int) -> Callable[[], float]:
         seed=0,
         device="cpu",
     )
-    agent.learn(rollout * ENVS)
-    return lambda: timed(lambda: agent.learn(STEPS, reset_num_timesteps=False))
+    agent.learn(rollout * ENVS, callback=acting)
+    return lambda: timed(lambda: agent.learn(STEPS, callback=acting, reset_num_timesteps=False))

@@ -128,6 +128,23 @@ class Recorder:
         self.batches.append(([c.clone() for c in strategy.mbatch], strategy.mb_output.detach().clone(), strategy.loss))
 
 
+class Requests:
+    """Requests the labels of a dict by the agent steps after which it does."""
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+    def observed(self, strategy, observations):
+        if strategy.is_training and strategy.steps in self.labels:
+            strategy.request_label(self.labels[strategy.steps])
+
+
 def played(strategy, benchmark):
     """The episodes of an evaluation."""
 
@@ -147,5 +164,6 @@ def recognition():
     return TaskRecognitionPlugin(
         TaskRecognition(shape=(8,), levels=2, window=4),
         every=1,
+        least_held=4,
         levels=lambda seen: (seen[:, 1:2] > 3).long().expand(-1, 8),
     )

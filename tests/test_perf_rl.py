@@ -57,6 +57,27 @@ def test_loops_are_compared_with_the_bare_environment_and_with_a2c(small, monkey
         assert [line.met for line in ours] == [ours[0].ratio >= 0.45, *(line.ratio >= 1 for line in ours[1:])]
 
 
+@pytest.mark.skipif(not PRESENT, reason="stable-baselines3 is not installed")
+def test_a2c_acts_with_one_thread_and_learns_with_all(small, monkeypatch):
+    from avl_plugins.rl import AtariEnv
+
+    found = {True: set(), False: set()}
+    column = perf_rl.column
+
+    def watched():
+        layers = column()
+        layers.register_forward_pre_hook(lambda *_: found[torch.is_grad_enabled()].add(torch.get_num_threads()))
+        return layers
+
+    monkeypatch.setattr(perf_rl, "column", watched)
+    torch.set_num_threads(2)
+    env = AtariEnv(game="pong", threads=1)(2)
+    perf_rl.theirs(env, 5)()
+    env.close()
+    assert found == {True: {2}, False: {1}}
+    assert torch.get_num_threads() == 2
+
+
 def test_others_have_a_turn_after_each_of_ours(small):
     from avl_plugins.rl import AtariEnv
 

@@ -12,6 +12,7 @@ from avl_plugins.rl import (
     DQN,
     ActorCritic,
     EnvironmentFailedError,
+    TaskGains,
     rl_benchmark,
 )
 from avl_plugins.rl.actor_critic import advantages
@@ -145,6 +146,34 @@ def test_each_task_has_its_own_buffer_and_the_target_is_copied_on_time():
     assert regular <= set(copies)
     tasks = strategy.buffers[1].sample(200).states  # episodes of "b" are longer by one
     assert tasks[:, 1].max() == 4
+
+
+def test_the_target_takes_over_what_is_new_at_a_switch_and_nothing_else():
+    network = TaskGains(mlp(2))
+    found = []
+
+    class Switches:
+        def observed(self, strategy, observations):
+            if strategy.is_training and strategy.steps in (30, 40, 60):
+                found.append((dict(strategy.model.state_dict()), dict(strategy.target.state_dict())))
+                strategy.request_label({30: 1, 40: 0, 60: 1}[strategy.steps])
+
+    strategy = dqn(network, plugins=[Switches()], target_every=1000, num_envs=2)
+    copies = []
+    whole = strategy.refresh_target
+    strategy.refresh_target = lambda: (copies.append(strategy.updates), whole())
+    strategy.train(two_tasks(steps=72).train_stream[0])
+    assert len(copies) == 2, "for the first update, and where task 1 was met"
+    target = strategy.target.state_dict()
+    (q, old), *_, (latest, _) = found
+    assert any(not torch.equal(old[name], q[name]) for name in old if name != "_extra_state")
+    assert all(torch.equal(target[name], old[name]) for name in old if name != "_extra_state")
+    new = [name for name in target if ".1." in name and name.startswith(("gains", "biases"))]
+    assert sorted(new) == sorted(target.keys() - old.keys())
+    assert all((target[name] == name.startswith("gains")).all() for name in new), "as a task begins, not as learnt"
+    assert any(not torch.equal(latest[name], target[name]) for name in new)
+    strategy.train(two_tasks(steps=24).train_stream[0])
+    assert len(copies) == 2, "nor at a visit's beginning"
 
 
 def test_a_network_is_given_bytes_as_fractions():

@@ -178,6 +178,64 @@ def test_a_buffer_comes_back_as_it_was():
     assert all(torch.equal(buffer.state_dict()["columns"][k], v) for k, v in other.state_dict()["columns"].items())
 
 
+def stacks(steps, generator, depth):
+    """Observations (2, depth, 3) of one step after another: stacks that go on, and ever so often others."""
+    seen = torch.randint(256, (2, depth, 3), dtype=torch.uint8, generator=generator)
+    for _ in range(steps):
+        yield seen.clone()
+        fresh = torch.randint(256, (2, depth, 3), dtype=torch.uint8, generator=generator)
+        begins = torch.rand(2, generator=generator) < 0.15
+        empty = torch.rand(2, generator=generator) < 0.5
+        begun = torch.where(empty[:, None, None], torch.zeros_like(fresh), fresh)
+        begun[:, -1] = fresh[:, -1]
+        seen = torch.where(begins[:, None, None], begun, torch.cat([seen[:, 1:], fresh[:, -1:]], 1))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("rows", [2, 3, 9])
+@pytest.mark.parametrize("steps", [2, 10, 60])
+def test_a_buffer_of_stacked_frames_gives_what_one_of_whole_states_does(depth, rows, steps):
+    generator = torch.Generator().manual_seed(steps)
+    whole, stacked = ReplayBuffer(2 * rows, 2), ReplayBuffer(2 * rows, 2, stacked=True)
+    for k, seen in enumerate(stacks(steps, generator, depth)):
+        truth = torch.rand(3, 2, generator=generator) < 0.8
+        step = Step(seen, torch.rand(2, generator=generator), truth[0], truth[1], truth[2])
+        if k % 7 == 6:
+            for each in (whole, stacked):
+                each.end()
+        if k % 11 == 10:  # a resumed run
+            state, stacked = stacked.state_dict(), ReplayBuffer(2 * rows, 2, stacked=True)
+            stacked.load_state_dict(state)
+        for each in (whole, stacked):
+            each.add(seen, torch.tensor([k, -k]), step, step.rewards)
+        assert whole.drawable == stacked.drawable
+        if not whole.drawable:
+            continue
+        drawn = []
+        for each in (whole, stacked):
+            torch.manual_seed(k)
+            drawn.append([*each.sample(40), each.sample_states(20)])
+        assert all(torch.equal(one, other) for one, other in zip(*drawn, strict=True))
+    with pytest.raises(ValueError, match="stacked: the state is of a buffer with the other choice"):
+        whole.load_state_dict(stacked.state_dict())
+
+
+def test_stacked_frames_take_a_quarter_of_the_memory():
+    def size(held):
+        if isinstance(held, torch.Tensor):
+            return held.nbytes
+        return sum(size(each) for each in held.values()) if isinstance(held, dict) else 0
+
+    whole, stacked = ReplayBuffer(400, 2), ReplayBuffer(400, 2, stacked=True)
+    frames = torch.randint(256, (403, 2, 20, 20), dtype=torch.uint8)
+    step = Step(frames[0], torch.zeros(2), *[torch.ones(2, dtype=torch.bool)] * 3)
+    for k in range(400):
+        seen = frames[k : k + 4].movedim(0, 1)
+        for each in (whole, stacked):
+            each.add(seen, torch.zeros(2, dtype=torch.long), step, step.rewards)
+    assert size(stacked.state_dict()) / size(whole.state_dict()) == pytest.approx(0.26, abs=0.01)
+
+
 def test_a_buffer_without_transitions_says_so():
     with pytest.raises(ValueError, match="capacity: expected at least 2 steps of 4 environments, got 7"):
         ReplayBuffer(7, 4)
@@ -188,22 +246,31 @@ def test_a_buffer_without_transitions_says_so():
         buffer.sample(1)
 
 
-def test_recent_states_are_the_latest_of_one_task():
-    kept = RecentStates(5)
+def test_recent_states_are_the_latest_of_each_of_the_latest_tasks():
+    kept = RecentStates(5, tasks=2)
     with pytest.raises(ValueError, match="no states of task 0"):
         kept.of(0)
     for k in range(4):
         kept.add(torch.full((2, 1), float(k)), 0)
     assert sorted(kept.of(0).flatten().tolist()) == [1, 2, 2, 3, 3]
-    other = RecentStates(5)
+    other = RecentStates(5, tasks=2)
     other.load_state_dict(kept.state_dict())
     for each in (kept, other):
         each.add(torch.full((1, 1), 9.0), 0)
     assert torch.equal(kept.of(0), other.of(0))
+    before = kept.of(0).clone()
     kept.add(torch.ones(1, 1), 1)
     assert kept.of(1).tolist() == [[1]]
-    with pytest.raises(ValueError, match="task 0"):
-        kept.of(0)
+    assert torch.equal(kept.of(0), before), "a moment under another label takes nothing away"
+    kept.add(torch.full((1, 1), 7.0), 0)
+    assert sorted(kept.of(0).flatten().tolist()) == [2, 3, 3, 7, 9]
+    other.load_state_dict(kept.state_dict())
+    for each in (kept, other):
+        assert (0 in each, 1 in each, 2 in each) == (True, True, False)
+        each.add(torch.zeros(1, 1), 2)
+        assert (0 in each, 1 in each, 2 in each) == (True, False, True)
+    with pytest.raises(ValueError, match="task 1"):
+        kept.of(1)
 
 
 def test_the_bandit_rewards_its_best_arm():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rl_cases import Counting, actor_critic, dqn, make, mlp, quiet, recognition, two_tasks
+from rl_cases import Counting, Requests, actor_critic, dqn, make, mlp, quiet, recognition, two_tasks
 from torch import nn
 
 from avl_plugins import (
@@ -18,6 +18,7 @@ from avl_plugins.rl import (
     policy,
     rl_benchmark,
 )
+from avl_plugins.rl.template import RLTemplate
 
 
 class Shifted(Counting):
@@ -125,7 +126,9 @@ def test_progressive_columns_hold_policy_and_value_and_never_change():
 @pytest.mark.parametrize("make_strategy", [actor_critic, dqn])
 def test_recognised_tasks_take_the_place_of_labels(make_strategy):
     model = TaskRecognition(shape=(4, 4), levels=2, window=2)
-    plugin = TaskRecognitionPlugin(model, every=2, levels=lambda seen: (seen[:, :1, None] > 50).long().expand(-1, 4, 4))
+    plugin = TaskRecognitionPlugin(
+        model, every=2, agreeing=1, least_held=8, levels=lambda seen: (seen[:, :1, None] > 50).long().expand(-1, 4, 4)
+    )
     ewc = EWCPlugin(
         ewc_lambda=1.0, likelihood=policy if make_strategy is actor_critic else "gaussian", revisits="replace"
     )
@@ -167,11 +170,112 @@ def test_recognised_tasks_take_the_place_of_labels(make_strategy):
     assert network.labels == [0, 1]
 
 
+@pytest.mark.parametrize(("requested", "steps_of"), [(48, {0: 48}), (46, {0: 46, 1: 2})])
+@pytest.mark.parametrize("protect", [None, lambda strategy: strategy.steps_of[strategy.label] >= 2])
+def test_a_task_that_begins_as_the_visit_ends_is_left_alone(requested, steps_of, protect):
+    ewc = EWCPlugin(ewc_lambda=1.0, likelihood="gaussian", revisits="replace", protect=protect)
+    strategy = dqn(plugins=[Requests({requested: 1}), ewc])
+    strategy.train(two_tasks(steps=48).train_stream[0])
+    assert strategy.steps_of == steps_of
+    assert ewc._terms.keys() == {0}
+    assert strategy.steps_of[7] == 0
+    strategy.train(two_tasks(steps=48).train_stream[1])
+    assert ewc._terms.keys() == {0, 1}
+
+
+class Scripted:
+    """Stands in for a `TaskRecognition`: one observation a window, and the contexts of a list, the last ones again."""
+
+    levels, window, contexts = 2, 1, 2
+
+    def __init__(self, contexts):
+        self.left = list(contexts)
+
+    def observe(self, observation):
+        return self.left.pop(0) if len(self.left) > 1 else self.left[0]
+
+    def match(self, window):
+        return 0
+
+    def state_dict(self):
+        return {"left": self.left}
+
+    def load_state_dict(self, state):
+        self.left = list(state["left"])
+
+
+@pytest.mark.parametrize("stray", [1, 2, 5])
+@pytest.mark.parametrize("agreeing", [1, 2])
+def test_a_stray_window_does_not_move_what_ewc_protects_of_another_game(stray, agreeing):
+    from benchmarks.classic_control import VARIANTS
+
+    visit, windows = 400, 50  # agent steps; windows of 4 steps of 2 environments
+    script = [*[0] * windows, *[1] * 25, *[0] * stray, *[1] * 100]
+    plugin = TaskRecognitionPlugin(
+        Scripted(script), every=4, agreeing=agreeing, least_held=100, levels=lambda seen: seen[:, :1].long()
+    )
+    ewc = EWCPlugin(ewc_lambda=10.0, likelihood="gaussian", revisits="replace")
+    labels = []
+
+    class Labels:
+        def before_update(self, strategy, **kwargs):
+            labels.append(strategy.label)
+
+    strategy = dqn(TaskGains(mlp(2, inputs=4)), plugins=[plugin, ewc, Labels()], epoch_steps=visit)
+    benchmark = rl_benchmark({name: VARIANTS[name] for name in ("cartpole", "swapped")}, steps=visit)
+    strategy.train(benchmark.train_stream[0])
+    ends = {n: p.detach().clone() for n, p in strategy.model.named_parameters()}
+    fisher = ewc._terms[0].precision
+    labels.clear()
+    strategy.train(benchmark.train_stream[1])
+    met = labels.index(1)
+    assert (0 in labels[met:]) == (stray >= agreeing)
+    assert met * 4 < 100, "the visit begins under the label before"
+    assert ewc._terms.keys() == {0, 1}
+    centre = ewc._terms[0].centre
+    assert all(torch.equal(centre[name], ends[name].to(centre[name].dtype)) for name in centre)
+    assert all(torch.equal(ewc._terms[0].precision[name], f) for name, f in fisher.items())
+    now = dict(strategy.model.named_parameters())
+    assert any(not torch.equal(now[name], ends[name]) for name in centre)
+
+
+def test_recognition_counts_windows_in_a_row_over_a_checkpoint_and_a_visit():
+    requested = []
+
+    class Strategy(RLTemplate):
+        def __init__(self):
+            self.is_training, self.experience, self.label = True, two_tasks().train_stream[0], None
+
+        def request_label(self, label):
+            requested.append(label)
+
+    def make_plugin(script):
+        return TaskRecognitionPlugin(Scripted(script), every=1, agreeing=3, levels=lambda seen: seen)
+
+    strategy, plugin = Strategy(), make_plugin([0, 1, 1, 0, 1, 1])
+    for _ in range(6):
+        plugin.observed(strategy, torch.zeros(1, 1))
+    assert requested == []
+    resumed = make_plugin([1, 0])
+    resumed.load_state_dict(plugin.state_dict() | {"recognition": {"left": [1, 0]}})
+    resumed.observed(strategy, torch.zeros(1, 1))
+    assert requested == [1]
+    resumed.observed(strategy, torch.zeros(1, 1))
+    assert requested == [1]
+    resumed.before_train_dataset_adaptation(strategy)
+    assert (strategy.label, strategy.least_held) == (1, 1000), "what was requested last, not what was seen last"
+
+
 def test_recognition_needs_an_agent(digits_split):
     from avalanche.training import Naive
 
-    with pytest.raises(ValueError, match="every: expected at least 1, got 0"):
-        TaskRecognitionPlugin(TaskRecognition(shape=(1,)), every=0)
+    for arguments, said in (
+        ({"every": 0}, "every: expected at least 1, got 0"),
+        ({"agreeing": 0}, "agreeing: expected at least 1, got 0"),
+        ({"least_held": -1}, "least_held: expected at least 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            TaskRecognitionPlugin(TaskRecognition(shape=(1,)), **arguments)
     model = nn.Linear(64, 2)
     strategy = Naive(
         model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), plugins=[recognition()], evaluator=quiet()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from rl_cases import Counting, Failing, actor_critic, dqn, make, mlp, played, quiet, recognition, two_tasks
+from rl_cases import Counting, Failing, Requests, actor_critic, dqn, make, mlp, played, quiet, recognition, two_tasks
 from torch import nn
 
 from avl_plugins import (
@@ -93,6 +93,12 @@ STRATEGIES = {
         TaskGains(mlp(2)), plugins=[recognition(), EWCPlugin(ewc_lambda=1.0, revisits="replace")], learning_starts=4
     ),
     "dqn": lambda: dqn(TaskGains(mlp(2)), plugins=[EWCPlugin(ewc_lambda=1.0)]),
+    # Labels that are requested in an epoch's last rollout, and taken up in the next epoch's first.
+    "requested": lambda: actor_critic(
+        TaskGains(mlp(3)),
+        plugins=[Requests({12: 1, 84: 0}), EWCPlugin(ewc_lambda=1.0, likelihood=policy, revisits="replace")],
+    ),
+    "requested of dqn": lambda: dqn(TaskGains(mlp(2)), plugins=[Requests({24: 1, 96: 0})]),
 }
 
 
@@ -147,6 +153,9 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(name, stop, tmp_path)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[k], other[k]) for k in one if k != "_extra_state")
     assert whole.steps == resumed.steps == 144
+    assert whole.steps_of == resumed.steps_of
+    if name.startswith("requested"):
+        assert whole.steps_of == {0: 24 + 48, 1: 48 + 24}
     mine, theirs = whole.evaluator.get_all_metrics(), resumed.evaluator.get_all_metrics()
     assert mine == theirs
     assert any("eval_phase" in key for key in mine)

@@ -1,5 +1,6 @@
 """Elastic Weight Consolidation as an Avalanche plugin."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from typing import Any, Literal, Self
@@ -31,6 +32,8 @@ from avl_plugins.ewc.penalty import QuadraticPenalty
 from avl_plugins.ewc.proximal import proximal_step_
 from avl_plugins.ewc.selection import Selection, leaves, select
 from avl_plugins.tensors import batches_in_memory
+
+_log = logging.getLogger(__name__)
 
 
 class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
@@ -64,8 +67,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             (Schwarz et al. normalise but do not say how).
         revisits: what becomes of a task's term when its label comes back. "add": it stays, and another is added.
             "replace": the new one takes its place, as in the paper's Atari agent (app. 4.2), which visits games again
-            and again; the terms are then held one by one, memory growing with the number of tasks. It needs
-            mode="separate".
+            and again; the terms are then held one by one, memory growing with the number of tasks. The old term stays
+            in the loss while its task is trained again, until that ends. It needs mode="separate".
         protect: strategy -> whether the task that ends gets a term at all, for example only after a number of steps in
             it (`lambda strategy: strategy.steps_of[strategy.label] >= 5_000_000`). None: always.
         max_samples: use a uniformly random subset of this many samples for the Fisher.
@@ -237,7 +240,10 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def _consolidate(self, strategy: Any, task: Any) -> None:
         """Measure a task's importances and add its penalty."""
-        if self.protect is not None and not self.protect(strategy):
+        measurable = not hasattr(strategy, "measurable") or strategy.measurable()  # agents say so
+        if not measurable or (self.protect is not None and not self.protect(strategy)):
+            if not measurable:
+                _log.info("task %d gets no term: it has been met for too short a time", strategy.label)
             self._active = self._idle_value = None
             return
         parameters = dict(strategy.model.named_parameters())

@@ -81,7 +81,7 @@ class ActorCritic(RLTemplate):
         entropy_weight: Weight of the entropy, beta.
         normalise_advantages: Divide them by their standard deviation in the mini-batch, after subtracting the mean.
         fisher_states: States that are kept of the task for the Fisher: 100 mini-batches of 32, as for the paper's DQN.
-            One step of all environments is kept of each rollout.
+            One step of all environments is kept of each rollout. Those of the latest four tasks are.
         eval_greedy: Take the most likely action in evaluation; else sample, as in training.
         **kwargs: Of `RLTemplate`: num_envs, epoch_steps, gamma, max_grad_norm (40 here), eval_episodes, ...
 
@@ -189,6 +189,10 @@ class ActorCritic(RLTemplate):
         """Return the states that have been kept of the task, 32 at a time."""
         for states in self.states.of(self.label).split(32):
             yield self._as_input(states), torch.zeros(len(states)), torch.full((len(states),), self.label)
+
+    def has_states(self) -> bool:
+        """Return whether states of the task have been kept."""
+        return self.label in self.states
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts and the states that have been kept."""

@@ -26,11 +26,12 @@ class DQN(RLTemplate):
 
         huber(r + gamma Q'(s', argmax_a Q(s', a)) - Q(s, a)),
 
-    Q' the target network, a copy of Q from at most `target_every` updates ago; the gradient of the Huber loss is the
-    temporal-difference error clipped to plus and minus 1. Each task has its own buffer and its own timer of epsilon:
-    actions are random with a probability that is 1 for the first `epsilon_wait` agent steps in it and then falls to
-    `epsilon_end` over `epsilon_steps`. Defaults are the paper's; its optimizer is RMSProp, lr 2.5e-4, decay 0.95, and
-    its gradient norm at most 50. It has 50,000 transitions a buffer in its table and ten times as many in its text.
+    Q' the target network, a copy of Q from at most `target_every` updates ago; what a new task adds to Q is copied when
+    it is added. The gradient of the Huber loss is the temporal-difference error clipped to plus and minus 1. Each task
+    has its own buffer and its own timer of epsilon: actions are random with a probability that is 1 for the first
+    `epsilon_wait` agent steps in it and then falls to `epsilon_end` over `epsilon_steps`. Defaults are the paper's; its
+    optimizer is RMSProp, lr 2.5e-4 and at most 2.5e-3, decay 0.95, and its gradient norm at most 50. It has 50,000
+    transitions a buffer in its table and ten times as many in its text.
 
     For EWC: `EWCPlugin(likelihood=...)` takes Q for the mean of a normal distribution ("gaussian"), or for the logits
     of a Boltzmann policy ("categorical"); the paper does not say which likelihood it took.
@@ -42,6 +43,8 @@ class DQN(RLTemplate):
         model: (B, ...) -> (B, actions).
         optimizer: Its optimizer.
         buffer_size: Transitions of each task that are kept.
+        stacked: States are stacks of frames, newest last, as `AtariEnv`'s are: the buffers keep each frame once, for a
+            quarter of the memory with four (`ReplayBuffer`). The run is the same, bit for bit.
         batch_size: Transitions of a mini-batch.
         train_every: Agent steps for each update, a multiple of `num_envs`.
         learning_starts: Transitions in a task's buffer before the first update on it.
@@ -67,6 +70,7 @@ class DQN(RLTemplate):
         optimizer: Optimizer,
         num_envs: int = 4,
         buffer_size: int = 50_000,
+        stacked: bool = False,
         batch_size: int = 32,
         train_every: int = 4,
         learning_starts: int = 50_000,
@@ -94,7 +98,7 @@ class DQN(RLTemplate):
             raise ValueError(f"epsilon_end: expected a probability, got {epsilon_end}")
         if epsilon_wait < 0:
             raise ValueError(f"epsilon_wait: expected at least 0, got {epsilon_wait}")
-        self.buffer_size, self.batch_size = buffer_size, batch_size
+        self.buffer_size, self.stacked, self.batch_size = buffer_size, stacked, batch_size
         self.train_every, self.learning_starts, self.target_every = train_every, learning_starts, target_every
         self.epsilon_wait, self.epsilon_steps, self.epsilon_end = epsilon_wait, epsilon_steps, epsilon_end
         self.fisher_states = fisher_states
@@ -105,7 +109,7 @@ class DQN(RLTemplate):
     @property
     def epsilon(self) -> float:
         """Probability of a random action in the task at present."""
-        after = self.steps_of.get(self.label, 0) - self.epsilon_wait
+        after = self.steps_of[self.label] - self.epsilon_wait
         return 1 - (1 - self.epsilon_end) * min(max(after / self.epsilon_steps, 0.0), 1.0)
 
     def head_outputs(self, experience: RLExperience) -> int:
@@ -123,6 +127,11 @@ class DQN(RLTemplate):
         for buffer in self.buffers.values():  # new episodes have begun
             buffer.end()
         for _ in range(steps // self.num_envs):
+            # Before a step, not after it: a task that begins has one at least, also where this is the visit's last.
+            label = self.label
+            self.switch_if_requested()
+            if self.label != label and label in self.buffers:
+                self.buffers[label].end()
             buffer = self._buffer()
             observations = environments.observations
             actions = self._act(observations)
@@ -130,19 +139,14 @@ class DQN(RLTemplate):
             buffer.add(observations, actions, step, self.clipped(step.rewards))
             self.count(self.num_envs)
             self.notice(step.observations)
-            label = self.label
-            self.switch_if_requested()
-            if self.label != label:
-                buffer.end()
             since += self.num_envs
-            buffer = self._buffer()
             if len(buffer) >= self.learning_starts and since >= self.train_every:
                 since = 0
                 yield self._minibatch(buffer)
 
     def _buffer(self) -> ReplayBuffer:
         if self.label not in self.buffers:
-            self.buffers[self.label] = ReplayBuffer(self.buffer_size, self.num_envs)
+            self.buffers[self.label] = ReplayBuffer(self.buffer_size, self.num_envs, stacked=self.stacked)
         return self.buffers[self.label]
 
     @torch.no_grad()
@@ -189,6 +193,10 @@ class DQN(RLTemplate):
             states = self.buffers[self.label].sample_states(size)
             yield self._as_input(states), torch.zeros(size), torch.full((size,), self.label)
 
+    def has_states(self) -> bool:
+        """Return whether the task's buffer has a state to draw."""
+        return self.label in self.buffers and self.buffers[self.label].drawable
+
     def state_dict(self) -> dict[str, Any]:
         """Return counts, buffers and target network. The buffers make it as large as they are."""
         buffers = {label: buffer.state_dict() for label, buffer in self.buffers.items()}
@@ -200,7 +208,7 @@ class DQN(RLTemplate):
         super().load_state_dict(dict(state))
         self.buffers = {}
         for label, held in state["buffers"].items():
-            self.buffers[label] = ReplayBuffer(self.buffer_size, self.num_envs)
+            self.buffers[label] = ReplayBuffer(self.buffer_size, self.num_envs, stacked=self.stacked)
             self.buffers[label].load_state_dict(held)
         self.target = None
         if state["target"] is not None:
@@ -208,8 +216,22 @@ class DQN(RLTemplate):
             self.target.load_state_dict(state["target"])  # type: ignore[attr-defined]
 
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
-        """Adapt the network; in training the target network is then a copy of it, as it may have grown."""
+        """Adapt the network; in training, the target network takes over what is new in it, and that only."""
         adapted = super().model_adaptation(model)
         if self.is_training and self.target is not None:
-            self.refresh_target()
+            self._grow_target(self.target)
         return adapted
+
+    @torch.no_grad()
+    def _grow_target(self, before: nn.Module) -> None:
+        old = _tensors(before)
+        if all(name in old and old[name].shape == tensor.shape for name, tensor in _tensors(self.model).items()):
+            return
+        self.refresh_target()
+        for name, tensor in _tensors(self.target).items():
+            if name in old and old[name].shape == tensor.shape:
+                tensor.copy_(old[name])
+
+
+def _tensors(network: Any) -> dict[str, Tensor]:
+    return dict(network.named_parameters()) | dict(network.named_buffers())

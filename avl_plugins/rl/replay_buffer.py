@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from avl_plugins.rl.environments import Step
+from avl_plugins.rl.frame_stacks import FrameStacks
 
 __all__ = ["ReplayBuffer", "Transitions"]
 
-_COLUMNS = ("observations", "actions", "rewards", "terminated", "usable")
+_COLUMNS = ("actions", "rewards", "terminated", "usable")
 
 
 class Transitions(NamedTuple):
@@ -33,27 +34,40 @@ class ReplayBuffer:
     """The latest transitions of N environments that are stepped together.
 
     A state is held once: the one after a step is the one before the next. The newest step can therefore not be drawn
-    before the next one is added, and never if `end` says that there is none.
+    before the next one is added, and never if `end` says that there is none. 50,000 states of Atari, four frames of
+    84 x 84 bytes, are 1.4 GB, and a checkpoint holds them too; with `stacked` they are 0.35 GB.
 
     Args:
         capacity: Transitions; rounded down to steps of all environments, 2 at least.
         number: N.
+        stacked: States are stacks of frames (F, ...), newest last, each of which mostly shares F - 1 with the one
+            before: keep each frame once. What is drawn is the same, bit for bit.
 
     Raises:
         ValueError: If `capacity` is less than two steps of all environments.
     """
 
-    def __init__(self, capacity: int, number: int) -> None:
+    def __init__(self, capacity: int, number: int, *, stacked: bool = False) -> None:
         self.rows = capacity // number
         if self.rows < 2:
             raise ValueError(f"capacity: expected at least 2 steps of {number} environments, got {capacity}")
         self.number = number
         self._next, self._count, self._newest = 0, 0, 0
         self._columns: dict[str, Tensor] = {}
+        self._observations: Tensor | None = None
+        self._stacks = FrameStacks(self.rows) if stacked else None
 
     def __len__(self) -> int:
         """Return the number of transitions, those that cannot be drawn included."""
         return self._count * self.number
+
+    @property
+    def drawable(self) -> bool:
+        """Whether there is a transition to draw."""
+        if self._count < 2:
+            return False
+        steps = self._columns["usable"][: self._count].any(1)
+        return bool(steps[torch.arange(self._count) != self._newest].any())
 
     def add(self, observations: Tensor, actions: Tensor, step: Step, rewards: Tensor) -> None:
         """Add a step of all environments.
@@ -65,14 +79,19 @@ class ReplayBuffer:
             rewards: (N,), for learning.
         """
         if not self._columns:
-            kinds = (observations.dtype, torch.long, torch.float32, torch.bool, torch.bool)
-            shapes = (observations.shape, *[(self.number,)] * 4)
+            kinds = (torch.long, torch.float32, torch.bool, torch.bool)
             self._columns = {
-                name: torch.zeros((self.rows, *shape), dtype=kind)
-                for name, shape, kind in zip(_COLUMNS, shapes, kinds, strict=True)
+                name: torch.zeros((self.rows, self.number), dtype=kind)
+                for name, kind in zip(_COLUMNS, kinds, strict=True)
             }
-        for name, value in zip(_COLUMNS, (observations, actions, rewards, step.terminated, step.valid), strict=True):
+            if self._stacks is None:
+                self._observations = observations.new_zeros((self.rows, *observations.shape))
+        for name, value in zip(_COLUMNS, (actions, rewards, step.terminated, step.valid), strict=True):
             self._columns[name][self._next] = value
+        if self._stacks is not None:
+            self._stacks.add(observations)
+        elif self._observations is not None:
+            self._observations[self._next] = observations
         self._newest = self._next
         self._next = (self._next + 1) % self.rows
         self._count = min(self._count + 1, self.rows)
@@ -91,36 +110,50 @@ class ReplayBuffer:
         places = self._places(size)
         row, env = places // self.number, places % self.number
         column = {name: self._columns[name][row, env] for name in _COLUMNS[:-1]}
-        following = self._columns["observations"][(row + 1) % self.rows, env]
-        return Transitions(
-            column["observations"], column["actions"], column["rewards"], following, column["terminated"]
-        )
+        states, following = self._states(row, env), self._states((row + 1) % self.rows, env)
+        return Transitions(states, column["actions"], column["rewards"], following, column["terminated"])
 
     def sample_states(self, size: int) -> Tensor:
         """Draw states (B, ...) uniformly, with replacement."""
         places = self._places(size)
-        return self._columns["observations"][places // self.number, places % self.number]
+        return self._states(places // self.number, places % self.number)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been added, and where the next step goes."""
         held = {name: column[: self._count] for name, column in self._columns.items()}
-        return {"columns": held, "next": self._next, "count": self._count}
+        observations = None if self._observations is None else self._observations[: self._count]
+        stacks = None if self._stacks is None else self._stacks.state_dict()
+        own = {"columns": held, "observations": observations, "stacks": stacks}
+        return own | {"next": self._next, "count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it."""
         self._next, self._count = state["next"], state["count"]
         self._newest = (self._next - 1) % self.rows
-        self._columns = {}
-        for name, held in state["columns"].items():
-            self._columns[name] = held.new_zeros((self.rows, *held.shape[1:]))
-            self._columns[name][: self._count] = held
+        self._columns = {name: self._whole(held) for name, held in state["columns"].items()}
+        self._observations = None if state["observations"] is None else self._whole(state["observations"])
+        if (self._stacks is None) != (state["stacks"] is None):
+            raise ValueError("stacked: the state is of a buffer with the other choice: build this one with the same")
+        if self._stacks is not None:
+            self._stacks.load_state_dict(state["stacks"])
+
+    def _whole(self, held: Tensor) -> Tensor:
+        column = held.new_zeros((self.rows, *held.shape[1:]))
+        column[: self._count] = held
+        return column
+
+    def _states(self, row: Tensor, env: Tensor) -> Tensor:
+        if self._stacks is not None:
+            return self._stacks.take((self._newest - row) % self.rows, env)
+        observations: Any = self._observations
+        return observations[row, env]
 
     def _places(self, size: int) -> Tensor:
         total = self._count * self.number
         usable = self._columns["usable"].flatten() if self._columns else torch.zeros(0, dtype=torch.bool)
         found, missing, rounds = [], size, 0
         while missing:
-            if rounds % 100 == 0 and not self._any_usable():
+            if rounds % 100 == 0 and not self.drawable:
                 raise ValueError("the buffer has no transitions to draw from yet")
             drawn = torch.randint(total, (missing,))
             drawn = drawn[usable[drawn] & (drawn // self.number != self._newest)]
@@ -128,9 +161,3 @@ class ReplayBuffer:
             missing -= len(drawn)
             rounds += 1
         return torch.cat(found)
-
-    def _any_usable(self) -> bool:
-        if self._count < 2:
-            return False
-        steps = self._columns["usable"][: self._count].any(1)
-        return bool(steps[torch.arange(self._count) != self._newest].any())

@@ -1,4 +1,4 @@
-"""States of a task that are kept for its Fisher."""
+"""States of tasks that are kept for their Fishers."""
 
 from __future__ import annotations
 
@@ -11,44 +11,57 @@ __all__ = ["RecentStates"]
 
 
 class RecentStates:
-    """The latest states of one task; those of another take their place.
+    """The latest states of each of the latest tasks.
+
+    Where tasks are recognised, the label may be another's for a moment: that takes no states away. The memory of
+    `tasks` times `capacity` states is needed at most; 3200 states of Atari are 90 MB.
 
     Args:
-        capacity: How many.
+        capacity: How many of each task.
+        tasks: Of how many tasks. A further one takes the place of the one that has been without a new state longest.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.label: int | None = None
-        self._kept: Tensor | None = None
-        self._next, self._count = 0, 0
+    def __init__(self, capacity: int, tasks: int = 4) -> None:
+        self.capacity, self.tasks = capacity, tasks
+        self._kept: dict[int, Tensor] = {}  # by label, the latest last
+        self._next: dict[int, int] = {}
+        self._count: dict[int, int] = {}
 
     def add(self, states: Tensor, label: int) -> None:
         """Keep states (B, ...) of a task, in the place of the oldest ones where there are too many."""
-        if label != self.label or self._kept is None:
-            self.label, self._next, self._count = label, 0, 0
-            self._kept = states.new_empty((self.capacity, *states.shape[1:]))
+        kept = self._kept.pop(label, None)
+        if kept is None:
+            kept = states.new_empty((self.capacity, *states.shape[1:]))
+            self._next[label] = self._count[label] = 0
+        self._kept[label] = kept
+        if len(self._kept) > self.tasks:
+            oldest = next(iter(self._kept))
+            for held in (self._kept, self._next, self._count):
+                del held[oldest]
         states = states[-self.capacity :]
-        places = (self._next + torch.arange(len(states))) % self.capacity
-        self._kept[places] = states
-        self._next = (self._next + len(states)) % self.capacity
-        self._count = min(self._count + len(states), self.capacity)
+        kept[(self._next[label] + torch.arange(len(states))) % self.capacity] = states
+        self._next[label] = (self._next[label] + len(states)) % self.capacity
+        self._count[label] = min(self._count[label] + len(states), self.capacity)
+
+    def __contains__(self, label: int) -> bool:
+        """Return whether there are states of a task."""
+        return label in self._kept
 
     def of(self, label: int) -> Tensor:
         """Return the states (B, ...) of a task; a ValueError where there are none."""
-        if self._kept is None or label != self.label:
+        if label not in self._kept:
             raise ValueError(f"no states of task {label} have been kept: train on it before its Fisher is computed")
-        return self._kept[: self._count]
+        return self._kept[label][: self._count[label]]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[int, Any]:
         """Return the states, and where the next ones go."""
-        kept = None if self._kept is None else self._kept[: self._count]
-        return {"label": self.label, "kept": kept, "next": self._next, "count": self._count}
+        return {label: {"kept": self.of(label), "next": self._next[label]} for label in self._kept}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[int, Any]) -> None:
         """Take them."""
-        self.label, self._next, self._count = state["label"], state["next"], state["count"]
-        self._kept = None
-        if (kept := state["kept"]) is not None:
-            self._kept = kept.new_empty((self.capacity, *kept.shape[1:]))
-            self._kept[: self._count] = kept
+        self._kept, self._next, self._count = {}, {}, {}
+        for label, own in state.items():
+            held = own["kept"]
+            self._kept[label] = held.new_empty((self.capacity, *held.shape[1:]))
+            self._kept[label][: len(held)] = held
+            self._next[label], self._count[label] = own["next"], len(held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil
 from typing import Any
@@ -70,8 +71,11 @@ class RLTemplate(Resumable, SupervisedTemplate):
 
     Attributes:
         steps: Agent steps taken in training so far.
-        steps_of: The same by task label.
+        steps_of: The same by task label, 0 for one that has not been met.
         label: Task label in use: the experience's, or the one that a plugin infers (`TaskRecognitionPlugin`).
+        held: Agent steps since it was taken up, in this visit.
+        least_held: With fewer, `EWCPlugin` leaves the task alone as it ends. 0, unless a plugin sets it: labels that
+            are given are right however short the visit is.
         episodes: Those that have ended in this epoch's training so far, or in the evaluation of this experience.
         updates: Iterations so far.
 
@@ -123,9 +127,9 @@ class RLTemplate(Resumable, SupervisedTemplate):
         self._input: Tensor | None = None
         self.seed = torch.initial_seed() if seed is None else seed
         self.steps, self.updates = 0, 0
-        self.steps_of: dict[int, int] = {}
+        self.steps_of: Counter[int] = Counter()
         self.episodes: list[Episode] = []
-        self.label = 0
+        self.label, self.held, self.least_held = 0, 0, 0
         self._requested: int | None = None
         self.environments: Environments | None = None
         self.experience: Any
@@ -159,6 +163,10 @@ class RLTemplate(Resumable, SupervisedTemplate):
         """Return batches (states, zeros, task labels) of the task's own states, for `EWCPlugin`."""
         raise NotImplementedError
 
+    def has_states(self) -> bool:
+        """Return whether there are states of the task in use."""
+        raise NotImplementedError
+
     # What they share.
 
     def outputs(self, x: Tensor, network: nn.Module | None = None) -> Tensor:
@@ -169,10 +177,15 @@ class RLTemplate(Resumable, SupervisedTemplate):
         """Return the rewards for learning."""
         return rewards if self.reward_clip is None else rewards.clamp(-self.reward_clip, self.reward_clip)
 
+    def measurable(self) -> bool:
+        """Return whether the task in use has states, and has been in use for long enough; `EWCPlugin` asks."""
+        return self.held >= self.least_held and self.has_states()
+
     def count(self, steps: int) -> None:
         """Count agent steps."""
         self.steps += steps
-        self.steps_of[self.label] = self.steps_of.get(self.label, 0) + steps
+        self.held += steps
+        self.steps_of[self.label] += steps
 
     def request_label(self, label: int) -> None:
         """Go on under another task label, from the next safe moment on; for plugins that recognise tasks."""
@@ -186,14 +199,14 @@ class RLTemplate(Resumable, SupervisedTemplate):
         """Go on under the label that has been requested.
 
         Plugins with a method `switch_task(strategy)` are told before, `EWCPlugin` for example, which protects the task
-        that ends; the network is given what it has of its own for the new one.
+        that ends if it is `measurable`; the network is given what it has of its own for the new one.
         """
         label, self._requested = self._requested, None
         if label is None or label == self.label:
             return
         if self.is_training:
             trigger_plugins(self, "switch_task")
-        self.label = label
+        self.label, self.held = label, 0
         if self.is_training:
             self.model = self.model_adaptation()
             self.make_optimizer()
@@ -229,7 +242,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
 
     def eval(self, experiences: Any, **kwargs: Any) -> Any:
         """Play episodes in each experience; an interrupted evaluation leaves the strategy between experiences, too."""
-        training = (self.label, self._requested, self.environments, self.episodes)
+        training = (self.label, self.held, self._requested, self.environments, self.episodes)
         self.environments = None
         try:
             return super().eval(experiences, **kwargs)
@@ -238,7 +251,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
             raise
         finally:
             self._close()
-            self.label, self._requested, self.environments, self.episodes = training
+            self.label, self.held, self._requested, self.environments, self.episodes = training
 
     def forward(self) -> Tensor:
         """Return the network's outputs for the mini-batch, which is of one task."""
@@ -281,14 +294,14 @@ class RLTemplate(Resumable, SupervisedTemplate):
         """Return what a resumed run needs beside the network."""
         episodes = [(e.total, e.length, e.env) for e in self.episodes]
         own = {"steps": self.steps, "updates": self.updates, "steps_of": dict(self.steps_of), "seed": self.seed}
-        return own | {"episodes": episodes, "label": self.label}
+        return own | {"episodes": episodes, "label": self.label, "held": self.held, "requested": self._requested}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it."""
         self.steps, self.updates, self.seed = state["steps"], state["updates"], state["seed"]
-        self.steps_of = dict(state["steps_of"])
+        self.steps_of = Counter(state["steps_of"])
         self.episodes = [Episode(*episode) for episode in state["episodes"]]
-        self.label = state["label"]
+        self.label, self.held, self._requested = state["label"], state["held"], state["requested"]
 
     def visit_steps(self, epoch: int) -> int:
         """Return the agent steps of an epoch of the experience, rounded up to steps of all environments."""
@@ -340,7 +353,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
                 f"{type(self).__name__} acts in environments, and the experience is a {type(experience).__name__}; "
                 "make the benchmark with rl_benchmark"
             )
-        self.label, self._requested = experience.task_label, None
+        self.label, self.held, self._requested = experience.task_label, 0, None
         self.episodes = []
         experience.classes_in_this_experience = list(range(self.head_outputs(experience)))
 

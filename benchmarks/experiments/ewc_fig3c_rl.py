@@ -12,7 +12,8 @@ here by the tolerance. The Fisher is over 100 mini-batches of 32 states from the
 stated either: Q is taken for the mean of a normal distribution of variance 1.
 Deviations: the episodes of a point are played side by side, and a draw is shared by those that are at the same step.
 Actions are random with the probability of evaluations, as in training's end. The agent has biases and no gains of its
-own for the game. All three covariances perturb the same agent: a job is a seed.
+own for the game. Adam at cpu scale; at paper scale RMSProp, with an eps such that the paper's largest learning rate,
+2.5e-3, holds (`benchmarks.models.dqn_rmsprop`). All three covariances perturb the same agent: a job is a seed.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def trained_by(settings: Settings, seed: int, context: Context) -> tuple[Any, An
     import torch
 
     from avl_plugins.rl import DQN, rl_benchmark
+    from benchmarks.models import dqn_rmsprop
     from benchmarks.rl import make_evaluator
     from benchmarks.training import job_plugins
 
@@ -119,7 +121,7 @@ def trained_by(settings: Settings, seed: int, context: Context) -> tuple[Any, An
     model = make_model(benchmark.train_stream[0].actions)
     optimizers: dict[str, Any] = {
         "adam": lambda: torch.optim.Adam(model.parameters(), lr=settings.lr),
-        "rmsprop": lambda: torch.optim.RMSprop(model.parameters(), lr=settings.lr, alpha=0.95),
+        "rmsprop": lambda: dqn_rmsprop(model, lr=settings.lr),
     }
     strategy = DQN(
         model=model,
@@ -128,6 +130,7 @@ def trained_by(settings: Settings, seed: int, context: Context) -> tuple[Any, An
         epoch_steps=settings.epoch_steps,
         train_every=settings.train_every,
         buffer_size=settings.buffer_size,
+        stacked=settings.data == "ale-breakout",
         learning_starts=settings.learning_starts,
         target_every=settings.target_every,
         epsilon_wait=settings.learning_starts,

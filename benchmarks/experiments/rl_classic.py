@@ -6,24 +6,30 @@ with observations in a third order, a pole of twice the length and more gravity.
 
 The arms, all an actor-critic with the same settings: "progressive", a column of the same layers for each task;
 "single", the same columns without connections; "ewc" and "finetune", one network with gains and biases for each task
-(Kirkpatrick et al., app. 4.2), with EWC on the policy and without. Lambda is chosen on a seed that is not used
-afterwards, by the mean return over all tasks at the end. The budget and the agent's settings were chosen on seed 0 with
-"finetune", by the return on the task that is being learnt: 60,000 to 150,000 steps, lr 1e-3, 2e-3 or 3e-3, RMSProp with
-5 steps or Adam with 8 to 32 and generalised advantages, not all combinations.
+(Kirkpatrick et al., app. 4.2), with EWC on the policy and without. Lambda is chosen on two seeds that are not used
+afterwards, by the mean return over all tasks at the end.
+
+The agent has Adam, 16 steps, generalised advantages, divided by their deviation, and rewards of 0.1: returns are 100
+otherwise, and the value's loss then is nearly all of the gradient, which is cut off at 0.5. With RMSProp, 5 steps,
+plain advantages and rewards of 1, fine-tuning got 81 to 500 on the second task, and EWC, at the largest lambda searched
+(10,000), 56 to 199 on the third. The settings of now were the first that were tried instead; on seed 1000, which is not
+measured, fine-tuning reaches 500 on each task with them. The lambdas to search were chosen on the seeds that choose.
 
 An evaluation is 20 episodes, the same ones every time. The target is that EWC keeps 80 % of the return that it has had
-on the first task after learning it, where fine-tuning keeps 50 % at most, and that Progressive Networks keep all.
+on the first task after learning it, where fine-tuning keeps 50 % at most, and that Progressive Networks keep all. What
+EWC pays for that, its return on the later tasks after their own visits beside fine-tuning's, has rows of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiment import Context, Experiment, Row, Run
-from benchmarks.search import best, search_jobs, split_name, tried
+from benchmarks.search import best, edge_note, search_jobs, split_name, tried
 from benchmarks.table import mean_row, paired_row
 
 if TYPE_CHECKING:
@@ -46,10 +52,14 @@ class Settings:
     """Units in each of the two hidden layers."""
     num_envs: int = 8
     """Environments that are stepped together."""
-    rollout: int = 5
+    rollout: int = 16
     """Steps of each between updates."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantages."""
+    reward: float = 0.1
+    """What a step's reward, which is 1, is clipped to for learning."""
     lr: float = 1e-3
-    """Learning rate of RMSProp (decay 0.99)."""
+    """Learning rate of Adam."""
     entropy: float = 0.01
     """Weight of the policy's entropy."""
     grad_norm: float = 0.5
@@ -58,7 +68,7 @@ class Settings:
     """Discount."""
     ewc_lambda: float = 0.0
     """Lambda of EWC; 0 for the one searched."""
-    ewc_lambdas: tuple[float, ...] = (100, 1000, 10000)
+    ewc_lambdas: tuple[float, ...] = (1, 10, 100, 1000, 10000)
     """Lambdas that are searched."""
     eval_episodes: int = 20
     """Episodes of an evaluation in each task."""
@@ -95,8 +105,11 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     strategy = agent(
         settings,
         model,
+        optimizer="adam",
         epoch_steps=settings.epoch_steps,
-        reward_clip=None,
+        reward_clip=settings.reward,
+        gae_lambda=settings.gae_lambda,
+        normalise_advantages=True,
         eval_episodes=settings.eval_episodes,
         eval_envs=settings.eval_episodes,
         seed=seed,
@@ -124,6 +137,12 @@ def own_return(run: Run) -> float:
     return fmean(values[k] for k, values in enumerate(run.measurements["returns"].values()))
 
 
+def own_return_on(run: Run, task: str) -> float:
+    """Return on a task right after its own visit."""
+    returns = run.measurements["returns"]
+    return returns[task][list(returns).index(task)]
+
+
 def kept(run: Run) -> float:
     """Return on the first task at the end, relative to that right after its visit."""
     first = next(iter(run.measurements["returns"].values()))
@@ -139,9 +158,11 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     """What is kept of the first task with its targets, then returns."""
     targets: dict[str, Any] = {"progressive": ("within", 1, 0), "ewc": (">=", 0.8), "finetune": ("<=", 0.5)}
     scores = tried(runs, "ewc", final_return)
-    chosen = (
-        f"lambda {best(runs, 'ewc', final_return):g}, searched: {', '.join(f'{v:g}' for v in scores)}" if scores else ""
-    )
+    chosen = ""
+    if scores:
+        ewc_lambda = best(runs, "ewc", final_return)
+        searched = ", ".join(f"{v:g}" for v in scores)
+        chosen = f"lambda {ewc_lambda:g}, searched: {searched}{edge_note(ewc_lambda, scores)}"
     table = [
         mean_row(
             runs, arm, "first task kept", value=kept, target=target, min_seeds=5, note=chosen if arm == "ewc" else ""
@@ -152,6 +173,11 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     table.append(paired_row(runs, "ewc", "finetune", "return at the end", value=final_return, target=(">=", 0.0)))
     for name, value in (("return at the end", final_return), ("return after own visit", own_return)):
         table += [mean_row(runs, arm, name, value=value) for arm in ARMS]
+    tasks = list(runs[0].measurements["returns"])
+    for task in tasks[1:]:
+        name, own = f"return after own visit, {task}", partial(own_return_on, task=task)
+        table += [mean_row(runs, arm, name, value=own) for arm in ("finetune", "ewc")]
+        table.append(paired_row(runs, "ewc", "finetune", name, value=own))
     return table
 
 
@@ -183,8 +209,8 @@ def figure(runs: Sequence[Run]) -> Figure:
 
 
 def search(settings: Settings) -> list[tuple[str, int]]:
-    """EWC at every lambda, where none is given."""
-    return [] if settings.ewc_lambda else search_jobs("ewc", "lambda", settings.ewc_lambdas)
+    """EWC at every lambda on two seeds, where none is given."""
+    return [] if settings.ewc_lambda else search_jobs("ewc", "lambda", settings.ewc_lambdas, seeds=2)
 
 
 EXPERIMENT = Experiment(
@@ -197,7 +223,7 @@ EXPERIMENT = Experiment(
         "cpu": Settings(),
         "paper": Settings(steps=500_000, epoch_steps=50_000),
     },
-    minutes={"smoke": 0.2, "cpu": 6, "paper": 30},
+    minutes={"smoke": 0.2, "cpu": 8, "paper": 30},
     measure=measure,
     rows=rows,
     figure=figure,
