@@ -21,8 +21,10 @@ from avl_plugins.dgr.scholar import Answers, Scholar, Solver, replay_loss, solve
 
 
 def test_replay_loss_by_hand():
-    """Hard: cross-entropy on the old class; soft: T^2 * cross-entropy of probabilities at T, over known classes."""
-    model = nn.Linear(3, 4).double()
+    """Hard: cross-entropy on the old class; soft: T^2 * cross-entropy of probabilities at T, old ones of known classes,
+    new ones of all, also of one that the old solver had no output for.
+    """
+    model = nn.Linear(3, 5).double()
     x, old = torch.randn(6, 3).double(), torch.randn(6, 4).double()
     answers = Answers(x, [(None, old)])
     hard = replay_loss(model, answers, labels="hard", temperature=2.0)
@@ -30,8 +32,10 @@ def test_replay_loss_by_hand():
     old[:, [1, 3]] = float("-inf")  # not known then
     soft = replay_loss(model, Answers(x, [(None, old)]), labels="soft", temperature=3.0)
     p = (old[:, [0, 2]] / 3).softmax(1)
-    q = (model(x)[:, [0, 2]] / 3).softmax(1)
+    q = (model(x) / 3).softmax(1)[:, [0, 2]]
     torch.testing.assert_close(soft, -9 * (p * q.log()).sum(1).mean())
+    soft.backward()
+    assert model.bias.grad[[1, 3, 4]].min() > 0, "a step lowers the classes that were not known"
 
 
 def test_the_solver_answers_among_the_classes_it_knew():
@@ -149,6 +153,24 @@ def test_the_papers_other_arms(digits_classes, replay):
     assert (accuracy > 0.8) == (replay == "exact")
 
 
+@pytest.mark.parametrize("grows", [False, True])
+def test_soft_labels_keep_old_classes(digits_classes, grows):
+    """Class-incremental, with one head of fixed width or one that grows; plain training is left with the last two."""
+
+    def accuracy(**options):
+        torch.manual_seed(5)
+        model = nn.Sequential(nn.Linear(64, 30), nn.ReLU(), IncrementalClassifier(30)) if grows else net()
+        strategy = build(model, epochs=20, **options)
+        strategy.train(digits_classes.train_stream)
+        strategy.eval(digits_classes.test_stream)
+        return strategy.evaluator.get_last_metrics()["Top1_Acc_Stream/eval_phase/test_stream/Task000"]
+
+    soft = accuracy(generator=None, replay="exact", labels="soft")
+    plain = accuracy(strategy=Naive)
+    assert plain < 0.3
+    assert soft > plain + 0.4
+
+
 def test_balanced_replay_has_all_classes_alike():
     """Ninety of class 0 and ten of class 1: as many of both, as far as there are."""
     solver = Solver(nn.Linear(1, 2, bias=False), classes=[0, 1])
@@ -176,6 +198,9 @@ def test_multi_head_answers_with_every_old_head(digits_split):
     loss = replay_loss(model, answers, labels="hard", temperature=1.0)
     each = [F.cross_entropy(model(x, head), logits.argmax(1)) for head, logits in answers.heads]
     torch.testing.assert_close(loss, sum(each) / 3)
+    soft = replay_loss(model, answers, labels="soft", temperature=2.0)
+    each = [F.cross_entropy(model(x, head) / 2, (logits / 2).softmax(1)) for head, logits in answers.heads]
+    torch.testing.assert_close(soft, 4 * sum(each) / 3)
 
 
 def test_a_growing_classifier(digits_classes):

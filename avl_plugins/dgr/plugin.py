@@ -47,7 +47,7 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             "noise".
         replay: "generated"; "exact": real past inputs, with the old solver's answers (ER); "noise": Gaussian inputs.
         replay_ratio: r, the weight of the current task (the paper has none printed): "1/t" at task t, or a number.
-        labels: "hard": the old solver's class; "soft": its probabilities at `temperature`.
+        labels: "hard": the old solver's class; "soft": its probabilities at `temperature`, 0 for later classes.
         temperature: of soft labels.
         generator_iterations: Calls of `fit_batch` after each experience.
         replay_batch_size: Replayed inputs a training step; None: as many as real ones.

@@ -90,7 +90,8 @@ def replay_loss(
     """Return the mean loss of a model on replayed inputs with the old solver's answers, over its heads.
 
     "hard": the criterion on the class with the largest old logit. "soft": the cross-entropy of old and new
-    probabilities at a temperature T, times T^2, over the old solver's known classes (Hinton et al. 2015).
+    probabilities at a temperature T, times T^2 (Hinton et al. 2015). The old ones are over the classes known then and 0
+    for others, the new ones over all of a head's outputs, so that replay speaks against classes that came later.
     """
     total = answers.x.new_zeros(())
     for head, old in answers.heads:
@@ -100,7 +101,7 @@ def replay_loss(
         else:
             known = old.isfinite().any(0)
             target = (old[:, known] / temperature).softmax(1)
-            scores = log_softmax(new[:, : old.shape[1]][:, known] / temperature, 1)
+            scores = log_softmax(new / temperature, 1)[:, : old.shape[1]][:, known]
             total = total - temperature**2 * (target * scores).sum(1).mean()
     return total / len(answers.heads)
 
