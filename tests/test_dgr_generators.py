@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from avl_plugins.dgr.generator import Generator, check_samples
+from avl_plugins.dgr.generator import Generator, Range, check_samples
 from avl_plugins.dgr.networks import conv_critic, conv_decoder, conv_encoder, mlp_critic, mlp_decoder, mlp_encoder
 from avl_plugins.dgr.vae import VAE, kl_to_standard_normal, reparametrise
 from avl_plugins.dgr.wgan_gp import WGANGP, gradient_penalty
@@ -207,6 +207,18 @@ def test_samples(make):
     again = model.sample(2500, torch.Generator().manual_seed(1))
     assert torch.equal(x, again)
     assert model.training
+
+
+def test_integers_come_back_as_they_were():
+    """All 256 values of a byte; what a network gives beyond [-1, 1] ends at the range and does not wrap around."""
+    data_range = Range((0, 255))
+    bytes_ = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(data_range.from_unit(data_range.to_unit(bytes_)), bytes_)
+    assert data_range.from_unit(torch.tensor([-1.01, 1.01])).tolist() == [0, 255]
+    signed = torch.arange(-7, 12, dtype=torch.int16)
+    data_range = Range((-7.5, 11.2))
+    assert torch.equal(data_range.from_unit(data_range.to_unit(signed)), signed)
+    assert data_range.from_unit(torch.tensor([-1.0, 1.0])).tolist() == [-7, 11]
 
 
 def test_learns_a_simple_distribution(make):

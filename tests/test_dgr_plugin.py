@@ -153,6 +153,14 @@ def test_the_papers_other_arms(digits_classes, replay):
     assert (accuracy > 0.8) == (replay == "exact")
 
 
+def test_samples_go_where_the_solver_is():
+    solver = Solver(nn.Linear(64, 10, device="meta"), classes=None)
+    answers = Scholar(lambda n, generator: torch.rand(n, 64), solver).sample(5)
+    assert {answers.x.device.type, answers.heads[0][1].device.type} == {"meta"}
+    bare = Solver(nn.Identity(), classes=None)
+    assert Scholar(lambda n, generator: torch.rand(n, 64), bare).sample(5).x.device.type == "cpu"
+
+
 @pytest.mark.parametrize("grows", [False, True])
 def test_soft_labels_keep_old_classes(digits_classes, grows):
     """Class-incremental, with one head of fixed width or one that grows; plain training is left with the last two."""

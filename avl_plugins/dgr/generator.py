@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from math import ceil, floor
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -86,9 +87,12 @@ class Range(nn.Module):
         return (x.float() - low) * (2 / (high - low)) - 1
 
     def from_unit(self, u: Tensor) -> Tensor:
-        """Return x in the data's range and dtype."""
+        """Return x in the data's range and dtype, the nearest where that has integers only."""
         low, high = self._known()
-        return ((u + 1) * ((high - low) / 2) + low).to(self.dtype)
+        x = (u + 1) * ((high - low) / 2) + low
+        if not self.dtype.is_floating_point:
+            x = x.round().clamp(ceil(low), floor(high))
+        return x.to(self.dtype)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return range and dtype."""
