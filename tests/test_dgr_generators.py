@@ -293,6 +293,18 @@ def test_a_collapsed_generator_is_warned_about(make):
     assert check_samples(torch.zeros(1, 2), (0, 1), "one sample says nothing") is not None
 
 
+def test_samples_outside_the_range(make):
+    """A network that is not bounded: the class of the user's is named."""
+    model = make()
+    model.fit_batch(torch.rand(model.batch_size, *SHAPE), None, 1.0)
+    model.__class__ = type("Mine", (type(model),), {})
+    model.range.from_unit = lambda u: torch.full_like(u, -0.25)
+    with pytest.raises(ValueError, match=r"Mine: it gives samples with values from -0.25 to -0.25, and data_range is"):
+        model.sample(3)
+    assert check_samples(torch.tensor([[1.00005], [-0.00005]]), (0, 1), "rounding") is not None
+    assert len(check_samples(torch.zeros(0, 2), (0, 1), "none at all")) == 0
+
+
 def test_gan_arguments():
     for name, value in {"samples": 0, "critic_steps": 0, "penalty_every": 0, "penalty": -1.0, "average": 1.0}.items():
         with pytest.raises(ValueError, match=f"{name}: expected"):

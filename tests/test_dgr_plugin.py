@@ -10,7 +10,7 @@ from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.evaluation.metrics import loss_metrics
 from avalanche.models import IncrementalClassifier, MTSimpleMLP
 from avalanche.training import Naive
-from dgr_cases import build, gan, net, vae
+from dgr_cases import Recorder, build, gan, net, vae
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -269,13 +269,101 @@ def test_with_batches_from_memory_the_same(digits_classes):
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-def test_the_range_is_read_from_the_data_or_declared(digits_classes):
-    strategy = build()
+def stream_of(*parts):
+    """Experiences with these inputs, without task labels."""
+    datasets = []
+    for x in parts:
+        data = TensorDataset(x, torch.arange(len(x)) % 10)
+        data.targets = data.tensors[1].tolist()
+        datasets.append(as_classification_dataset(data))
+    return benchmark_from_datasets(train=datasets).train_stream
+
+
+@pytest.mark.parametrize("make", [vae, Recorder])
+def test_the_range_is_read_from_the_data_or_declared(digits_classes, make):
+    strategy = build(generator=make())
     strategy.train(digits_classes.train_stream[0])
     assert strategy.dgr.generator.data_range == (0.0, 1.0)
-    strategy = build(generator=vae(data_range=(0.2, 0.8)))
-    with pytest.raises(ValueError, match=r"declared as \(0.2, 0.8\), and the data have values from 0 to 1"):
+    strategy = build(generator=make(data_range=(0.2, 0.8)))
+    before = copy.deepcopy(strategy.model.state_dict())
+    message = r"declared as \(0.2, 0.8\), and the data have values from 0 to 1; declare"
+    with pytest.raises(ValueError, match=message):
         strategy.train(digits_classes.train_stream[0])
+    assert all(torch.equal(before[name], value) for name, value in strategy.model.state_dict().items()), "not trained"
+
+
+@pytest.mark.parametrize("make", [vae, Recorder])
+def test_a_range_that_was_read_is_not_called_declared(make):
+    """The second experience's data are twice as large: said before it is trained on, also after a load."""
+    x = torch.rand(40, 64)
+    x[0, :2] = torch.tensor([0.0, 1.0])
+    stream = stream_of(x, 2 * x)
+    strategy = build(generator=make())
+    strategy.train(stream[0])
+    second = build(strategy.model, generator=make())
+    second.dgr.load_state_dict(copy.deepcopy(strategy.dgr.state_dict()))
+    before = copy.deepcopy(strategy.model.state_dict())
+    message = r"read from the first experience as \(0, 1\), and the data have values from 0 to 2; pass data_range="
+    for one in (strategy, second):
+        with pytest.raises(ValueError, match=message):
+            one.train(stream[1])
+    assert all(torch.equal(before[name], value) for name, value in strategy.model.state_dict().items()), "not trained"
+
+
+def test_the_range_is_that_of_the_eval_transforms(digits_classes):
+    """As the generator learns from what they give, not from augmented inputs."""
+
+    def brighter(x):
+        return 3 * x
+
+    experience = copy.copy(digits_classes.train_stream[0])
+    experience.dataset = experience.dataset.replace_current_transform_group((brighter, None))
+    assert float(max(x.max() for x, *_ in experience.dataset)) == 3
+    strategy = build()
+    strategy.train(experience)
+    assert strategy.dgr.generator.data_range == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.5])
+def test_data_without_a_range(value):
+    with pytest.raises(ValueError, match=f"data_range: it cannot be read from data with values from {value:g} to"):
+        build(generator=Recorder()).train(stream_of(torch.full((20, 64), value)))
+
+
+class Broken(Recorder):
+    """Its samples are multiplied by `factor` from the second experience on, or before."""
+
+    factor = 1.0
+
+    def sample(self, n, generator=None):
+        return super().sample(n, generator) * self.factor
+
+
+@pytest.mark.parametrize("when", ["solver", "generator"])
+def test_samples_of_a_generator_of_ones_own_are_checked(digits_classes, when):
+    """While the solver learns from them, and while the next generator does."""
+
+    class Late(DGRPlugin):
+        def _train_generator(self, strategy, x):
+            if self.tasks:
+                self._old_generator.factor = factor
+            super()._train_generator(strategy, x)
+
+    for factor, kind, message in (
+        (math.nan, ValueError, "Broken: it gives samples that are NaN or infinite"),
+        (math.inf, ValueError, "Broken: it gives samples that are NaN or infinite"),
+        (1.5, ValueError, r"Broken: it gives samples with values from 0 to 1.5, and data_range is \(0, 1\)"),
+        (0.0, UserWarning, "Broken: all samples are the same image"),
+    ):
+        plugin = (DGRPlugin if when == "solver" else Late)(generator=Broken(), generator_iterations=3)
+        strategy = build(strategy=Naive, plugins=[plugin])
+        strategy.train(digits_classes.train_stream[0])
+        if when == "solver":
+            plugin._old_generator.factor = factor
+        found = pytest.warns(kind, match=message) if kind is UserWarning else pytest.raises(kind, match=message)
+        with found:
+            strategy.train(digits_classes.train_stream[1])
+        assert (plugin.last_replay_loss is None) == (when == "solver" and kind is ValueError)
 
 
 def test_bad_arguments():
