@@ -10,12 +10,14 @@ from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.evaluation.metrics import loss_metrics
 from avalanche.models import IncrementalClassifier, MTSimpleMLP
 from avalanche.training import Naive
+from checkpoint_cases import differences
 from dgr_cases import Recorder, build, gan, net, vae
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from avl_plugins import EWCPlugin, InMemoryLoaderPlugin
+from avl_plugins.checkpoint import load_checkpoint, save_checkpoint
 from avl_plugins.dgr.plugin import DGRPlugin
 from avl_plugins.dgr.scholar import Answers, Scholar, Solver, replay_loss, solver_from_state, solver_state
 
@@ -364,6 +366,62 @@ def test_samples_of_a_generator_of_ones_own_are_checked(digits_classes, when):
         with found:
             strategy.train(digits_classes.train_stream[1])
         assert (plugin.last_replay_loss is None) == (when == "solver" and kind is ValueError)
+
+
+def devices(generator):
+    """Where parameters, buffers and what optimizers keep of them are."""
+    optimizers = getattr(generator, "optimizers", None) or {"only": generator.optimizer}
+    kept = [v for o in optimizers.values() for values in o.state.values() for v in values.values()]
+    assert len(kept) > 10
+    return {tensor.device.type for tensor in (*generator.parameters(), *generator.buffers(), *kept)}
+
+
+@pytest.fixture
+def meta_like_a_gpu():
+    """Moving to "meta" makes other Parameter objects, unlike moving to a GPU; with this flag they stay the same."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield torch.device("meta")
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter:UserWarning")
+@pytest.mark.parametrize("make", [gan, vae])
+def test_generators_move_with_their_optimizers(digits_classes, meta_like_a_gpu, make):
+    """A state is loaded on the CPU, and the strategy is on another device."""
+    strategy = build(generator=make())
+    strategy.train(digits_classes.train_stream[0])
+    loaded = build(generator=make())
+    loaded.dgr.load_state_dict(copy.deepcopy(strategy.dgr.state_dict()))
+    generators = (loaded.dgr.generator, loaded.dgr._old_generator)
+    saved, given = [copy.deepcopy(generator.state_dict()) for generator in generators], []
+    for generator in generators:
+        load = generator.load_state_dict
+        generator.load_state_dict = lambda state, load=load: given.append(state) or load(state)
+    loaded.experience = digits_classes.train_stream[1]
+    loaded.dgr.before_training_exp(loaded)
+    assert given == [], "they are there already"
+    loaded.device = meta_like_a_gpu
+    loaded.dgr.before_training_exp(loaded)
+    assert devices(loaded.dgr.generator) == devices(loaded.dgr._old_generator) == {"meta"}
+    assert differences(given, saved) == [], "what was loaded anew is what there was"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("make", [gan, vae])
+def test_goes_on_on_a_gpu(digits_classes, tmp_path, make):
+    """Between experiences: what the generator's optimizers had learnt is there, on the GPU, and the next one trains."""
+    first = build(generator=make(), device="cuda")
+    first.train(digits_classes.train_stream[:2])
+    save_checkpoint(first, tmp_path / "run.pt")
+    second = build(generator=make(), device="cuda")
+    load_checkpoint(second, tmp_path / "run.pt")
+    for strategy in (first, second):
+        torch.manual_seed(3)
+        strategy.train(digits_classes.train_stream[2])
+    assert devices(second.dgr.generator) == devices(second.dgr._old_generator) == {"cuda"}
+    for one, other in zip(first.dgr.generator.parameters(), second.dgr.generator.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert second.dgr.scholar.sample(5).x.device.type == "cuda"
 
 
 def test_bad_arguments():

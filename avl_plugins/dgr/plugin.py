@@ -143,8 +143,8 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if not self._seeded:
             self._random.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
             self._seeded = True
-        if isinstance(self.generator, nn.Module):
-            self.generator.to(strategy.device)
+        for generator in (self.generator, self._old_generator):
+            _move(generator, strategy.device)
         if self.replay == "generated":
             self._check_data(strategy.experience.dataset)
 
@@ -307,6 +307,16 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
 def _checked_samples(generator: Any, n: int, random: torch.Generator | None) -> Tensor:
     return check_samples(generator.sample(n, random), generator.data_range, type(generator).__name__)
+
+
+def _move(generator: Any, device: torch.device) -> None:
+    """Move a generator that is a module, and its optimizers' state, which `to` leaves where it was."""
+    if not isinstance(generator, nn.Module):
+        return
+    state, before = generator.state_dict(), [p.device for p in generator.parameters()]
+    generator.to(device)
+    if [p.device for p in generator.parameters()] != before:
+        generator.load_state_dict(state)  # optimizers put what they load beside their parameters
 
 
 def _frozen_copy(generator: Any) -> Any:
