@@ -122,6 +122,32 @@ def test_the_old_generator_has_no_gradients_and_stays(digits_classes):
     assert not sample.x.requires_grad
 
 
+@pytest.mark.parametrize(("replay_ratio", "ratios"), [("1/t", (1, 1 / 2, 1 / 3)), (0.3, (1, 0.3, 0.3))])
+def test_the_generator_learns_real_and_replayed_in_the_ratio(digits_classes, replay_ratio, ratios):
+    """round(r B) inputs of the experience and B - round(r B) samples of the generator before, at every iteration."""
+
+    def among(some, everything):
+        return (some[:, None] == everything).all(2).any(1).all()
+
+    generator = Recorder(batch_size=33)
+    strategy = build(generator=generator, generator_iterations=4, replay_ratio=replay_ratio)
+    data = [torch.stack([sample[0] for sample in e.dataset]) for e in digits_classes.train_stream[:3]]
+    for task, r in enumerate(ratios):
+        generator.calls.clear()
+        strategy.train(digits_classes.train_stream[task])
+        assert len(generator.calls) == 4
+        for real, replayed, ratio in generator.calls:
+            assert ratio == pytest.approx(r)
+            assert len(real) == round(r * 33)
+            assert among(real, data[task])
+            if task == 0:
+                assert replayed is None
+            else:
+                assert len(replayed) == 33 - round(r * 33)
+                assert among(replayed, data[0]), "what this generator gives"
+    assert strategy.dgr.generator_losses == {"loss": [0.0] * 4}
+
+
 def test_training_accuracy_counts_real_samples_only(digits_classes):
     strategy = build(epochs=30)
     strategy.train(digits_classes.train_stream[:2])
@@ -324,6 +350,17 @@ def test_the_range_is_that_of_the_eval_transforms(digits_classes):
     strategy = build()
     strategy.train(experience)
     assert strategy.dgr.generator.data_range == (0.0, 1.0)
+
+
+def test_an_empty_experience(digits_classes):
+    """Avalanche's loader for task labels fails before with an IndexError; others may not."""
+    experience = copy.copy(digits_classes.train_stream[1])
+    experience.dataset = experience.dataset.subset([])
+    for plugin in (DGRPlugin(replay="exact"), DGRPlugin(generator=vae())):
+        strategy = build(strategy=Naive, plugins=[plugin])
+        strategy.experience = experience
+        with pytest.raises(ValueError, match="experience 1: it is empty, nothing can be learnt"):
+            plugin.before_training_exp(strategy)
 
 
 @pytest.mark.parametrize("value", [float("nan"), 0.5])
