@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiment import Run
@@ -67,19 +67,24 @@ def replay_figure(
     return fig
 
 
-def domain_figure(runs: Sequence[Run], parts: Sequence[tuple[str, dict[str, str]]]) -> Figure:
+def domain_figure(
+    runs: Sequence[Run],
+    parts: Sequence[tuple[str, Mapping[str, str], Mapping[str, Mapping[str, float]]]],
+) -> Figure:
     """Accuracy on two domains learnt in turn, after every epoch, and what is replayed.
 
     Args:
         runs: With measurements "accuracy" (by domain, then time), "domains" (their names) and "grids".
-        parts: One a row: its title, and arms by their labels; the first arm's replayed images are shown.
+        parts: One a row: its title, arms by their labels, and the paper's numbers by labels: "old" and "new" at the
+            end, "before" on the old domain when it has been learnt, drawn as short bars. The first arm's replayed
+            images are shown.
     """
     import numpy as np
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(10, 3.4 * len(parts)), layout="constrained")
     rows: Any = fig.subfigures(len(parts), 1, squeeze=False)[:, 0]
-    for row, (title, arms) in zip(rows, parts, strict=True):
+    for row, (title, arms, numbers) in zip(rows, parts, strict=True):
         row.suptitle(title)
         left, right = row.subfigures(1, 2, width_ratios=(5, 2))
         panels = left.subplots(1, 2, sharey=True)
@@ -90,11 +95,16 @@ def domain_figure(runs: Sequence[Run], parts: Sequence[tuple[str, dict[str, str]
                     curve = np.array([run.measurements["accuracy"][domain] for run in own]).mean(0)
                     panel.plot(np.linspace(0, 2, len(curve)), curve, "-o", ms=3, color=f"C{index}", label=label)
                     panel.set_title(own[0].measurements["domains"][domain], fontsize="medium")
+            for part, value in numbers.get(label, {}).items():
+                panel, x = panels[int(part == "new")], 1 if part == "before" else 2
+                panel.plot(x, value, "_", ms=14, mew=2, color=f"C{index}", zorder=3)
+        if numbers:
+            panels[1].plot([], [], "_", ms=14, mew=2, color="black", label="paper, with SVHN")
         for panel in panels:
             panel.axvline(1, color="black", lw=0.8, ls=":")
             panel.set(xlabel="tasks learnt", ylim=(0, 1.02))
         panels[0].set(ylabel="test accuracy")
-        panels[0].legend(fontsize="small")
+        panels[1].legend(fontsize="small", loc="upper left")  # there the second domain has not been learnt yet
         shown, arm = next(iter(arms.items()))
         grids: Sequence[str] = next((run.measurements["grids"] for run in runs if run.arm == arm), [])
         if grids:

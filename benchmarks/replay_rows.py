@@ -19,6 +19,11 @@ def at_end(run: Run) -> float:
     return run.measurements["so_far"][-1]
 
 
+def domain_names(domain: str) -> tuple[str, str]:
+    """Names of the plain digits and of the other domain, of `benchmarks.domains.domain_pair`."""
+    return "digits" if domain == "digits-negative" else "mnist", domain
+
+
 def old_before(run: Run) -> float:
     """Accuracy on the first of two domains when it has been learnt."""
     curve = run.measurements["accuracy"][0]

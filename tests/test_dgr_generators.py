@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from avl_plugins.dgr.generator import Generator, check_samples
+from avl_plugins.dgr.generator import Generator, Range, check_samples
 from avl_plugins.dgr.networks import conv_critic, conv_decoder, conv_encoder, mlp_critic, mlp_decoder, mlp_encoder
 from avl_plugins.dgr.vae import VAE, kl_to_standard_normal, reparametrise
 from avl_plugins.dgr.wgan_gp import WGANGP, gradient_penalty
@@ -209,6 +209,18 @@ def test_samples(make):
     assert model.training
 
 
+def test_integers_come_back_as_they_were():
+    """All 256 values of a byte; what a network gives beyond [-1, 1] ends at the range and does not wrap around."""
+    data_range = Range((0, 255))
+    bytes_ = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(data_range.from_unit(data_range.to_unit(bytes_)), bytes_)
+    assert data_range.from_unit(torch.tensor([-1.01, 1.01])).tolist() == [0, 255]
+    signed = torch.arange(-7, 12, dtype=torch.int16)
+    data_range = Range((-7.5, 11.2))
+    assert torch.equal(data_range.from_unit(data_range.to_unit(signed)), signed)
+    assert data_range.from_unit(torch.tensor([-1.0, 1.0])).tolist() == [-7, 11]
+
+
 def test_learns_a_simple_distribution(make):
     """Images that are all dark or all light, three to one: mean and spread of the samples come near."""
     torch.manual_seed(0)
@@ -279,6 +291,18 @@ def test_a_collapsed_generator_is_warned_about(make):
     with pytest.warns(UserWarning, match="all samples are the same image"):
         model.sample(10)
     assert check_samples(torch.zeros(1, 2), (0, 1), "one sample says nothing") is not None
+
+
+def test_samples_outside_the_range(make):
+    """A network that is not bounded: the class of the user's is named."""
+    model = make()
+    model.fit_batch(torch.rand(model.batch_size, *SHAPE), None, 1.0)
+    model.__class__ = type("Mine", (type(model),), {})
+    model.range.from_unit = lambda u: torch.full_like(u, -0.25)
+    with pytest.raises(ValueError, match=r"Mine: it gives samples with values from -0.25 to -0.25, and data_range is"):
+        model.sample(3)
+    assert check_samples(torch.tensor([[1.00005], [-0.00005]]), (0, 1), "rounding") is not None
+    assert len(check_samples(torch.zeros(0, 2), (0, 1), "none at all")) == 0
 
 
 def test_gan_arguments():

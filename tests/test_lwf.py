@@ -9,7 +9,7 @@ from avalanche.models import as_multitask
 
 from avl_plugins import InMemoryLoaderPlugin
 from benchmarks.domains import domain_pair, in_turn
-from benchmarks.experiment import Context
+from benchmarks.experiment import Context, Run, plain_settings
 from benchmarks.experiments import dgr_domains, dgr_lwf
 from benchmarks.lwf import HeadWarmUp
 from benchmarks.models import image_trunk
@@ -73,6 +73,33 @@ def test_old_answers_keep_the_old_domain():
         lost[arm] = old[len(old) // 2] - old[-1]
     assert lost["lwf"] < lost["none"]
     assert max(lost["lwf-gr"], lost["lwf-vae"]) < lost["lwf"] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arm", "domains", "bars"),
+    [
+        (dgr_domains, "none", ("mnist", "mnist-negative"), ([(2, 0.76)], [(2, 0.925)])),
+        (dgr_domains, "none-back", ("mnist-negative", "mnist"), ([(2, 0.64)], [(2, 0.985)])),
+        (dgr_lwf, "lwf", ("mnist-negative", "mnist"), ([(2, 0.7), (1, 0.88)], [(2, 0.985)])),
+    ],
+)
+def test_tables_name_the_domains_and_figures_have_the_papers_numbers(experiment, arm, domains, bars):
+    measured = {"accuracy": [[0.1, 0.9, 0.6], [0.2, 0.2, 0.8]], "domains": list(domains), "grids": [], "alpha": 2.0}
+    run = Run(
+        experiment=experiment.EXPERIMENT.name, scale="cpu", arm=arm, seed=0, data="mnist", versions={}, device="cpu",
+        settings=plain_settings(experiment.EXPERIMENT.scales["cpu"]), threads=1, seconds=60.0, commit="a",
+        date="2026-01-01T00:00:00+00:00", measurements=measured,
+    )  # fmt: skip
+    found = {row.metric: row.mean for row in experiment.rows([run]) if row.arm == arm}
+    assert found.pop(f"lost on the old domain ({domains[0]})") == pytest.approx(0.3)
+    assert found.pop(f"accuracy, old domain ({domains[0]})") == 0.6
+    assert found.pop(f"accuracy, new domain ({domains[1]})") == 0.8
+    assert found == ({f"accuracy, old domain ({domains[0]}), before": 0.9} if experiment is dgr_lwf else {})
+    panels = [axes for axes in experiment.figure([run]).axes if axes.get_xlabel() == "tasks learnt"]
+    for panel, expected in zip(panels, bars, strict=True):
+        colour = next(line.get_color() for line in panel.lines if line.get_label() == arm.removesuffix("-back"))
+        marks = [line for line in panel.lines if line.get_marker() == "_" and line.get_color() == colour]
+        assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == expected
 
 
 def test_domains_forgotten_and_replayed():

@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Mapping
+from math import ceil, floor, isfinite
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Generator", "Range", "RangedGenerator", "check_samples"]
+__all__ = ["Generator", "Range", "RangedGenerator", "check_samples", "inside"]
 
 COLLAPSED = 1e-6
 """Mean variance over samples, in units of the data's squared range, below which a generator gives one image."""
@@ -76,8 +77,7 @@ class Range(nn.Module):
         """Return u = 2 (x - low) / (high - low) - 1 as float32."""
         low, high = self._known()
         smallest, largest = (float(v) for v in x.aminmax())
-        slack = 1e-4 * (high - low)
-        if not (low - slack <= smallest and largest <= high + slack):
+        if not inside(smallest, largest, (low, high)):
             raise ValueError(
                 f"data_range: declared as ({low:g}, {high:g}), and the data have values from {smallest:g} to "
                 f"{largest:g}; declare the range they really have"
@@ -86,9 +86,12 @@ class Range(nn.Module):
         return (x.float() - low) * (2 / (high - low)) - 1
 
     def from_unit(self, u: Tensor) -> Tensor:
-        """Return x in the data's range and dtype."""
+        """Return x in the data's range and dtype, the nearest where that has integers only."""
         low, high = self._known()
-        return ((u + 1) * ((high - low) / 2) + low).to(self.dtype)
+        x = (u + 1) * ((high - low) / 2) + low
+        if not self.dtype.is_floating_point:
+            x = x.round().clamp(ceil(low), floor(high))
+        return x.to(self.dtype)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return range and dtype."""
@@ -140,18 +143,44 @@ class RangedGenerator(nn.Module):
         return [(self.range.to_unit(x), weight) for x, weight in both if x is not None and len(x)]
 
 
+def inside(smallest: float, largest: float, data_range: tuple[float, float]) -> bool:
+    """Whether values from `smallest` to `largest` lie in the range, but for rounding; NaN does not."""
+    low, high = data_range
+    slack = 1e-4 * (high - low)
+    return low - slack <= smallest and largest <= high + slack
+
+
 def check_samples(x: Tensor, data_range: tuple[float, float] | None, name: str) -> Tensor:
-    """Return samples as they are; a ValueError if they are not finite, a warning if they are all the same image."""
-    if not x.isfinite().all():
+    """Return samples as they are, with a warning if they are all the same image.
+
+    Args:
+        x: (N, *shape).
+        data_range: The data's; None if it is not known.
+        name: Of the generator, for messages.
+
+    Raises:
+        ValueError: If they are not finite, or outside the range.
+    """
+    if len(x) == 0:
+        return x
+    smallest, largest = (float(v) for v in x.aminmax())
+    if not (isfinite(smallest) and isfinite(largest)):
         raise ValueError(
             f"{name}: it gives samples that are NaN or infinite, its training has diverged; lower its learning rate"
         )
-    if data_range is not None and len(x) > 1:
-        spread = float(x.float().var(0).mean()) / (data_range[1] - data_range[0]) ** 2
-        if spread < COLLAPSED:
-            warnings.warn(
-                f"{name}: all samples are the same image (variance {spread:.1e} of the squared range): it has "
-                "collapsed, and what it stands for will be forgotten",
-                stacklevel=2,
-            )
+    if data_range is None:
+        return x
+    if not inside(smallest, largest, data_range):
+        raise ValueError(
+            f"{name}: it gives samples with values from {smallest:g} to {largest:g}, and data_range is "
+            f"({data_range[0]:g}, {data_range[1]:g}); have its sample() return values in the data's range"
+        )
+    some = x[:64].float()  # samples are checked at every draw, and a variance takes longer than the rest
+    if len(some) > 1 and float(some.var(0).mean()) < COLLAPSED * (data_range[1] - data_range[0]) ** 2:
+        # The same text from the same line each time, which Python shows once.
+        warnings.warn(
+            f"{name}: all samples are the same image (variance below {COLLAPSED:g} of the squared range): it has "
+            "collapsed, and what it stands for will be forgotten",
+            stacklevel=1,
+        )
     return x

@@ -1,6 +1,8 @@
 """Deep Generative Replay as an Avalanche plugin."""
 
 from copy import deepcopy
+from functools import partial
+from math import isfinite
 from typing import Any, Literal
 
 import torch
@@ -9,7 +11,7 @@ from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
 from avl_plugins._labels import experience_classes, experience_labels
-from avl_plugins.dgr.generator import Generator
+from avl_plugins.dgr.generator import Generator, check_samples, inside
 from avl_plugins.dgr.scholar import (
     Answers,
     Labels,
@@ -21,7 +23,7 @@ from avl_plugins.dgr.scholar import (
 )
 from avl_plugins.dgr.sources import Memory, Noise, Replay
 from avl_plugins.resume import phase
-from avl_plugins.tensors import dataset_tensors
+from avl_plugins.tensors import batches_in_memory, dataset_tensors
 
 __all__ = ["DGRPlugin"]
 
@@ -42,12 +44,15 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     old head, and the loss is the mean over heads. The solver sees replayed batches apart from real ones, which matters
     to BatchNorm.
 
+    Where the generator has no `data_range`, the first experience's data give it. The data of each experience are read
+    once before it, with the transforms for evaluation, to be compared with it.
+
     Args:
         generator: G, see `Generator`; `WGANGP` is the paper's. Not needed, and not trained, with `replay` "exact" or
             "noise".
         replay: "generated"; "exact": real past inputs, with the old solver's answers (ER); "noise": Gaussian inputs.
         replay_ratio: r, the weight of the current task (the paper has none printed): "1/t" at task t, or a number.
-        labels: "hard": the old solver's class; "soft": its probabilities at `temperature`.
+        labels: "hard": the old solver's class; "soft": its probabilities at `temperature`, 0 for later classes.
         temperature: of soft labels.
         generator_iterations: Calls of `fit_batch` after each experience.
         replay_batch_size: Replayed inputs a training step; None: as many as real ones.
@@ -64,8 +69,8 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     Raises:
         TypeError: If `generator` is no `Generator`.
-        ValueError: If an argument is out of range; while training, if the data are outside the generator's range, its
-            samples are not finite, or an experience is empty.
+        ValueError: If an argument is out of range; before an experience, if it is empty, or its data are outside the
+            generator's range; while training, if the generator's samples are not finite or outside its range.
     """
 
     def __init__(
@@ -128,16 +133,20 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._saved_chunk: Any = None
         self._old_generator: Any = None
         self._saved_solver: Any = None
+        self._range_read: tuple[float, float] | None = None
+        """The generator's range, where the first experience's data gave it."""
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Seed the draws for replay, once."""
+        """Seed the draws for replay, once, and see that the generator's range is that of the data."""
         if len(strategy.experience.dataset) == 0:
             raise ValueError(f"experience {strategy.experience.current_experience}: it is empty, nothing can be learnt")
         if not self._seeded:
             self._random.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
             self._seeded = True
-        if isinstance(self.generator, nn.Module):
-            self.generator.to(strategy.device)
+        for generator in (self.generator, self._old_generator):
+            _move(generator, strategy.device)
+        if self.replay == "generated":
+            self._check_data(strategy.experience.dataset)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add (r - 1) L(real) + (1 - r) L(replayed)."""
@@ -201,14 +210,18 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             "seeded": self._seeded,
             "chunk": self._saved_chunk if self._pool is None else [self._before_chunk, len(self._pool), self._used],
             "losses": {name: list(values) for name, values in self.generator_losses.items()},
+            "range_read": self._range_read,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what `state_dict` gave; the solver is put together when training goes on."""
         if (state["source"] is None) != (self.source is None):
             raise ValueError(f"replay: this plugin has {self.replay!r}, and the state is that of another one")
+        self._range_read = state["range_read"]
         if self.generator is not None and state["generator"] is not None:
             self.generator.load_state_dict(state["generator"])
+            if self.generator.data_range is None and self._range_read is not None:  # its state may lack it
+                self.generator.data_range = self._range_read
         if state["old_generator"] is not None:
             self._old_generator = _frozen_copy(self.generator)
             self._old_generator.load_state_dict(state["old_generator"])
@@ -223,7 +236,7 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._pool, self._saved_chunk = None, state["chunk"]
 
     def _sampler(self) -> Any:
-        return self._old_generator.sample if self.replay == "generated" else self.source
+        return partial(_checked_samples, self._old_generator) if self.replay == "generated" else self.source
 
     def _next_answers(self, strategy: Any, n: int) -> Answers:
         """Return the next n replayed inputs and answers, from a chunk that is sampled when the last one is used up."""
@@ -251,11 +264,31 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             solver = solver_from_state(strategy.model, self._saved_solver)
             self.scholar, self._saved_solver = Scholar(self._sampler(), solver), None
 
+    def _check_data(self, dataset: Any) -> None:
+        """Refuse data outside the generator's range, before a solver is trained on them; the first may set it."""
+        generator: Any = self.generator
+        # The eval transforms, as the generator learns from what they give; one pass, and little is held.
+        ends = [[float(v) for v in x.aminmax()] for x, *_ in batches_in_memory(dataset)]
+        low, high = (float(v) for v in torch.tensor(ends, dtype=torch.float64).aminmax())
+        if generator.data_range is None:
+            if not (isfinite(low) and isfinite(high) and low < high):
+                raise ValueError(
+                    f"data_range: it cannot be read from data with values from {low:g} to {high:g}; pass it to the "
+                    "generator"
+                )
+            generator.data_range = self._range_read = (low, high)
+        bounds = tuple(generator.data_range)
+        if not inside(low, high, bounds):
+            found = f"({bounds[0]:g}, {bounds[1]:g}), and the data have values from {low:g} to {high:g}"
+            if bounds != self._range_read:
+                raise ValueError(f"data_range: declared as {found}; declare the range they really have")
+            raise ValueError(
+                f"data_range: read from the first experience as {found}; pass data_range= to the generator, the range "
+                "of all data to come"
+            )
+
     def _train_generator(self, strategy: Any, x: Tensor) -> None:
         generator: Any = self.generator
-        if generator.data_range is None:
-            low, high = (float(v) for v in x.float().aminmax())
-            generator.data_range = (low, high)
         ratio, old = self.ratio, self.scholar
         n_real = max(1, round(ratio * generator.batch_size))
         n_old = generator.batch_size - n_real if old is not None else 0
@@ -270,6 +303,20 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             losses = generator.fit_batch(x[rows].to(strategy.device), replayed, weight)
             for key, value in losses.items():
                 self.generator_losses.setdefault(key, []).append(float(value))
+
+
+def _checked_samples(generator: Any, n: int, random: torch.Generator | None) -> Tensor:
+    return check_samples(generator.sample(n, random), generator.data_range, type(generator).__name__)
+
+
+def _move(generator: Any, device: torch.device) -> None:
+    """Move a generator that is a module, and its optimizers' state, which `to` leaves where it was."""
+    if not isinstance(generator, nn.Module):
+        return
+    state, before = generator.state_dict(), [p.device for p in generator.parameters()]
+    generator.to(device)
+    if [p.device for p in generator.parameters()] != before:
+        generator.load_state_dict(state)  # optimizers put what they load beside their parameters
 
 
 def _frozen_copy(generator: Any) -> Any:

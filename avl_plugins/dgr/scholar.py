@@ -36,6 +36,11 @@ class Solver:
         self.classes = None if classes is None else sorted(set(classes))
         self.task_labels = list(task_labels)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is, and its inputs have to be; the CPU if it has no parameters."""
+        return next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
+
     @torch.no_grad()
     def logits(self, x: Tensor) -> list[tuple[int | None, Tensor]]:
         """Return (task label, logits) of every head known then; (None, logits) of a model without task labels."""
@@ -90,7 +95,8 @@ def replay_loss(
     """Return the mean loss of a model on replayed inputs with the old solver's answers, over its heads.
 
     "hard": the criterion on the class with the largest old logit. "soft": the cross-entropy of old and new
-    probabilities at a temperature T, times T^2, over the old solver's known classes (Hinton et al. 2015).
+    probabilities at a temperature T, times T^2 (Hinton et al. 2015). The old ones are over the classes known then and 0
+    for others, the new ones over all of a head's outputs, so that replay speaks against classes that came later.
     """
     total = answers.x.new_zeros(())
     for head, old in answers.heads:
@@ -100,7 +106,7 @@ def replay_loss(
         else:
             known = old.isfinite().any(0)
             target = (old[:, known] / temperature).softmax(1)
-            scores = log_softmax(new[:, : old.shape[1]][:, known] / temperature, 1)
+            scores = log_softmax(new / temperature, 1)[:, : old.shape[1]][:, known]
             total = total - temperature**2 * (target * scores).sum(1).mean()
     return total / len(answers.heads)
 
@@ -118,18 +124,18 @@ class Scholar:
 
     @torch.no_grad()
     def sample(
-        self, n: int, generator: torch.Generator | None = None, *, device: Any = "cpu", balanced: bool = False
+        self, n: int, generator: torch.Generator | None = None, *, device: Any = None, balanced: bool = False
     ) -> Answers:
         """Return n replayed inputs with their answers, without a graph.
 
         Args:
             n: How many.
             generator: Where random numbers come from.
-            device: Where the inputs go to be answered.
+            device: Where the inputs go to be answered; None: where the solver is.
             balanced: Draw four times as many and keep, as far as there are enough, as many of each class as of any
                 other, the class being the answer of the solver's first head.
         """
-        x = self.source(4 * n if balanced else n, generator).to(device)
+        x = self.source(4 * n if balanced else n, generator).to(self.solver.device if device is None else device)
         answers = Answers(x, self.solver.logits(x))
         if not balanced:
             return answers
@@ -163,7 +169,7 @@ class Scholar:
         used = 0
         for _ in range(iterations):
             if pool is None or used + batch_size > len(pool):
-                pool, used = self.sample(max(_CHUNK // batch_size, 1) * batch_size, generator, device=device), 0
+                pool, used = self.sample(max(_CHUNK // batch_size, 1) * batch_size, generator).to(device), 0
             part = pool.rows(used, used + batch_size)
             used += batch_size
             optimizer.zero_grad()

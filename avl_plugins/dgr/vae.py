@@ -103,7 +103,7 @@ class VAE(RangedGenerator):
         z = torch.randn(n, self.latent, generator=generator)
         parts = [self.range.from_unit(2 * self.decoder(part.to(device)).sigmoid() - 1) for part in z.split(_CHUNK)]
         self.decoder.train(training)
-        return check_samples(torch.cat(parts), self.data_range, "VAE")
+        return check_samples(torch.cat(parts), self.data_range, type(self).__name__)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the optimizer's state and the step count."""

@@ -76,7 +76,7 @@ class WGANGP(RangedGenerator):
 
     Raises:
         ValueError: If an argument is out of range; in `fit_batch`, if the data are outside the range; in `sample`,
-            if it was never trained, or gives samples that are not finite.
+            if it was never trained, or gives samples that are not finite or outside the range.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class WGANGP(RangedGenerator):
         z = torch.randn(n, self.latent, generator=generator)
         x = torch.cat([self.range.from_unit(net(part.to(device))) for part in z.split(_CHUNK)])
         net.train(training)
-        return check_samples(x, self.data_range, "WGANGP")
+        return check_samples(x, self.data_range, type(self).__name__)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the optimizers' state and the step counts."""
