@@ -44,7 +44,7 @@ class DENSettings:
     """mu of the arm "selective", which is about how few units are used."""
     l1_alone: float = 0.0
     """mu of the arm "l1"; 0 for the one searched."""
-    l1_alones: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
+    l1_alones: tuple[float, ...] = (0.0001, 0.001, 0.003, 0.01, 0.03)
     """mu that are searched."""
     retraining_drift: float = 10.0
     """Weight of the drift penalty in selective retraining; 0 in the paper, 0.25 in its authors' code."""
