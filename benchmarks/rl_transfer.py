@@ -58,6 +58,8 @@ class AgentSettings:
     """Learning rate."""
     gae_lambda: float = 0.95
     """Of the advantages; 1 for n-step returns."""
+    normalise_advantages: bool = False
+    """Whether advantages are divided by their deviation in a mini-batch, after subtracting their mean."""
     entropy: float = 0.01
     """Weight of the policy's entropy."""
     grad_norm: float = 0.5
@@ -123,6 +125,8 @@ class Transfer:
         settings: An experiment's, `AgentSettings` among them.
         tasks: Environment factories by name, sources and targets.
         floors: By name, the return from which the area is counted.
+        references: By the tasks' names what normalised scores are logged by: a random player's return, and a
+            person's.
         body: Makes a column without its output layer.
         sources: Of all arms of the experiment: their beginnings are kept.
         seed: The job's.
@@ -135,12 +139,14 @@ class Transfer:
         *,
         tasks: Mapping[str, Any],
         floors: Mapping[str, float],
+        references: Mapping[str, tuple[float, float]] | None = None,
         body: Callable[[], nn.Sequential],
         sources: Mapping[str, Sequence[Names]],
         seed: int,
         context: Context,
     ) -> None:
         self.settings, self.tasks, self.floors, self.body = settings, tasks, floors, body
+        self.references = references
         self.seed, self.context = seed, context
         every = [source for own in sources.values() for source in own]
         self.kept = {source[:k] for source in every for k in range(1, len(source) + 1)}
@@ -296,6 +302,7 @@ class Transfer:
             model.to(context.device),
             optimizer=settings.optimizer,
             gae_lambda=settings.gae_lambda,
+            normalise_advantages=settings.normalise_advantages,
             epoch_steps=settings.epoch_steps,
             eval_episodes=settings.eval_episodes,
             eval_envs=settings.eval_episodes,
@@ -305,7 +312,7 @@ class Transfer:
             seed=seed,
             device=context.device,
             plugins=[*([ProgressivePlugin()] if progressive else []), *job_plugins(context, 1)],
-            evaluator=make_evaluator(context),
+            evaluator=make_evaluator(context, self.references),
         )
         # The tasks before are in the benchmark for the task labels; a random column has none of its own.
         tasks = {task: self.tasks[target if task == RANDOM else task] for task in sequence}

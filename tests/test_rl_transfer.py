@@ -31,12 +31,13 @@ class Settings(AgentSettings):
 SMALL = Settings(steps=300, epoch_steps=100, num_envs=4, rollout=5, eval_episodes=2, analysis=10, lr=1e-2)
 
 
-def transfer(tmp_path=None, settings=SMALL, seed=0, arm="job", **context) -> Transfer:
+def transfer(tmp_path=None, settings=SMALL, seed=0, arm="job", references=None, **context) -> Transfer:
     checkpoint = None if tmp_path is None else tmp_path / f"{arm}.pt"
     return Transfer(
         settings,
         tasks=TASKS,
         floors=dict.fromkeys(TASKS, 10.0),
+        references=references,
         body=lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh()),
         sources=available(SOURCES, settings.sources),
         seed=seed,
@@ -97,6 +98,18 @@ def test_a_cell_is_of_the_learning_curve_of_the_target():
     assert [len(layer) for layer in cell["afs"]] == [2, 2]
     assert [[len(maps) for maps in layer] for layer in cell["afs_maps"]] == [[6, 6]]
     plain(found)
+
+
+def test_normalised_scores_are_logged(tmp_path):
+    """Of each training's evaluation, those of the paper's scale: 0 is random play, 1 a person."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    job = transfer(references=dict.fromkeys(TASKS, (10.0, 20.0)), logdir=tmp_path)
+    cell = job.cell("baseline1", (), "hflip")
+    logged = EventAccumulator(str(tmp_path / "hflip"))
+    logged.Reload()
+    (name,) = (tag for tag in logged.Tags()["scalars"] if tag.startswith("NormalisedReturn"))
+    assert logged.Scalars(name)[-1].value == pytest.approx((cell["final"] - 10) / 10, abs=1e-3)
 
 
 def test_a_source_is_learnt_once_for_all_jobs_and_other_settings_have_their_own(tmp_path, trained):

@@ -97,6 +97,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
             for game in dict.fromkeys(games)
         },
         floors={game: ATARI_SCORES[game].random for game in games},
+        references={game: ATARI_SCORES[game] for game in games},
         body=lambda: strided_body((4, 84, 84), convolutions, settings.units),
         sources=sources,
         seed=seed,

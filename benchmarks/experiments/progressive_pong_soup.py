@@ -78,6 +78,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
             for name in TARGETS
         },
         floors=dict.fromkeys(TARGETS, ATARI_SCORES["pong"].random),
+        references=dict.fromkeys(TARGETS, ATARI_SCORES["pong"]),
         body=lambda: strided_body((4, 84, 84), [(12, (8, 8), 4), (12, (4, 4), 2)], settings.units),
         sources=sources,
         seed=seed,
