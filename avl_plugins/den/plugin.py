@@ -38,8 +38,8 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     What follows 1 runs from `after_training_exp`, through the strategy's own epochs, so that metrics and loggers see
     it; `stop_training()` ends the phase that is being trained, and the next one begins. Every phase begins with fresh
-    optimizer state. Thresholds of proximal steps are the learning rate times the
-    coefficient, so that a mu of 0.01 is the authors' code's 1e-5 at a learning rate of 1e-3.
+    optimizer state. Thresholds of proximal steps are the learning rate times the coefficient, so that a mu of 0.01 is
+    the authors' code's 1e-5 at a learning rate of 1e-3.
 
     Deviations: L1 is applied in 4, too, which would else fill the zeros that selection lives on (the paper has W "kept
     sparse throughout"). Where nothing is split, the second training of 4 is left out. The old copy of a split unit

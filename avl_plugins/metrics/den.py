@@ -126,11 +126,11 @@ class Growth(_OfDEN):
 
 
 def growth_figure(rows: Sequence[Mapping[str, Any]], *, loss_threshold: float | None = None) -> Figure:
-    """Draw units selected, added, removed and split over tasks, one line a hidden layer, and the loss beside tau.
+    """Draw units selected, added, removed and split, one line a hidden layer, and the loss before expansion.
 
     Args:
         rows: Those of `growth_table`.
-        loss_threshold: tau, a dashed line.
+        loss_threshold: tau, drawn beside the loss.
     """
     figure = Figure(figsize=(13, 2.8), layout="constrained")
     *panels, losses = figure.subplots(1, len(KINDS) + 1)
@@ -139,12 +139,12 @@ def growth_figure(rows: Sequence[Mapping[str, Any]], *, loss_threshold: float | 
             own = [row for row in rows if row["layer"] == layer and row[kind] is not None]
             x, y = [row["number"] for row in own], [row[kind] for row in own]
             axes.plot(x, y, "-o", ms=3, label=f"layer {layer}")
-        axes.set(title=f"units {kind}", ylim=(0, None))
+        axes.set(title=f"units {kind}", ylim=(0, max(1.0, axes.get_ylim()[1])))
     loss = {row["number"]: row["loss"] for row in rows if row["loss"] is not None}
     losses.plot(list(loss), list(loss.values()), "-o", ms=3)
     if loss_threshold is not None:
         losses.axhline(loss_threshold, color="0.5", ls="--")
-    losses.set(title="loss before expansion, dashed: tau", ylim=(0, None))
+    losses.set(title="loss, tau dashed", ylim=(0, None))
     for axes in figure.axes:
         axes.set_xlabel("task")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
