@@ -85,9 +85,8 @@ def _units(axes: Any, runs: Sequence[Run]) -> None:
                 if row["layer"] == layer and row[kind] is not None:
                     by_task.setdefault(row["task"], []).append(row[kind])
             means = [np.mean(values) for values in by_task.values()]
-            axes.plot(
-                [numbers[task] for task in by_task], means, style, color=f"C{layer - 1}", label=f"{kind}, layer {layer}"
-            )
-    axes.set(xlabel="task", ylabel="units", title="DEN", yscale="symlog")
+            label = f"layer {layer}" if kind == "selected" else None
+            axes.plot([numbers[task] for task in by_task], means, style, color=f"C{layer - 1}", label=label)
+    axes.set(xlabel="task", ylabel="units", title="DEN: selected, added (dashed), split (dotted)", yscale="symlog")
     if rows:
-        axes.legend(fontsize="small", ncols=2)
+        axes.legend(fontsize="small")
