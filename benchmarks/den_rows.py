@@ -38,9 +38,10 @@ def mean_units(run: Run, kind: str, layer: int) -> float:
     return fmean(known) if known else 0.0
 
 
-def losses_before_expansion(run: Run) -> list[float]:
-    """Return the loss that was compared with tau, by task from the second on."""
-    return [row["loss"] for row in run.measurements["growth"] if row["layer"] == 1 and row["loss"] is not None]
+def loss_before_expansion(run: Run) -> float:
+    """Return the loss that was compared with tau, the mean over tasks from the second on; nan without any."""
+    found = [row["loss"] for row in run.measurements["growth"] if row["layer"] == 1 and row["loss"] is not None]
+    return fmean(found) if found else float("nan")
 
 
 def share_expanded(run: Run) -> float:
@@ -118,7 +119,7 @@ def growth_rows(runs: Sequence[Run], arm: str, layers: int) -> list[Row]:
         runs,
         arm,
         "loss before expansion, mean over tasks",
-        value=lambda run: fmean(losses_before_expansion(run)),
+        value=loss_before_expansion,
         note=f"expanded where it exceeds tau = {tau}",
     )
     return [*units, loss, mean_row(runs, arm, "share of tasks expanded", value=share_expanded)]
