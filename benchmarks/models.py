@@ -84,6 +84,28 @@ def conv_body(
     return nn.Sequential(*layers)
 
 
+class Standardise(nn.Module):
+    """(x - mean) / std with two given numbers, in one pass over x.
+
+    Args:
+        mean: Of what it is given.
+        std: Its standard deviation.
+    """
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+        self.register_buffer("shift", torch.tensor(-mean / std), persistent=False)
+
+    def extra_repr(self) -> str:
+        """The numbers."""
+        return f"{self.mean:g}, {self.std:g}"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Do it."""
+        return torch.add(self.shift, x, alpha=1 / self.std)
+
+
 def strided_body(
     shape: Sequence[int], convolutions: Sequence[tuple[int, tuple[int, int], int]], units: int
 ) -> nn.Sequential:

@@ -48,17 +48,19 @@ class AgentSettings:
     """The adapter's projection is this many times narrower than the layer it reads."""
     alpha_init: float = 1.0
     """First value of the adapter's scalars alpha."""
-    num_envs: int = 16
+    num_envs: int = 8
     """Environments that are stepped together."""
-    rollout: int = 20
-    """Steps of each between updates."""
+    rollout: int = 32
+    """Steps of each before they are learnt from."""
+    minibatches: int = 4
+    """Updates for a rollout, each with another share of its states, drawn at random."""
     optimizer: str = "adam"
     """Optimizer: adam, or rmsprop (decay 0.99)."""
     lr: float = 3e-4
     """Learning rate."""
     gae_lambda: float = 0.95
     """Of the advantages; 1 for n-step returns."""
-    normalise_advantages: bool = False
+    normalise_advantages: bool = True
     """Whether advantages are divided by their deviation in a mini-batch, after subtracting their mean."""
     entropy: float = 0.01
     """Weight of the policy's entropy."""
@@ -301,6 +303,7 @@ class Transfer:
             settings,
             model.to(context.device),
             optimizer=settings.optimizer,
+            minibatches=settings.minibatches,
             gae_lambda=settings.gae_lambda,
             normalise_advantages=settings.normalise_advantages,
             epoch_steps=settings.epoch_steps,

@@ -88,6 +88,38 @@ def test_a_rollout_holds_what_was_seen_and_its_values():
     assert (tail.abs() < 0.9**6 * 3).all()
 
 
+def test_mini_batches_share_out_a_rollout():
+    recorders = Recorder(), Recorder()
+    for recorder, minibatches in zip(recorders, (1, 6), strict=True):
+        torch.manual_seed(0)
+        model = mlp(3)
+        strategy = actor_critic(model, plugins=[recorder], rollout=5, minibatches=minibatches, epoch_steps=36)
+        benchmark = rl_benchmark({"a": make(Counting, length=20)}, steps=36)
+        strategy.train(benchmark.train_stream)
+        assert strategy.updates == strategy.updates_in(36) == len(recorder.batches)
+    (whole, outputs, _), (rest, _, _), *none = recorders[0].batches
+    assert not none
+    assert len(rest[0]) == 16, "4 steps of 4 environments"
+    first, following = recorders[1].batches[:6], recorders[1].batches[6:]
+    assert [len(columns[0]) for columns, _, _ in first] == [4, 4, 3, 3, 3, 3]
+    assert [len(columns[0]) for columns, _, _ in following] == [3, 3, 3, 3, 2, 2]
+    shared = [torch.cat(columns) for columns in zip(*(columns for columns, _, _ in first), strict=True)]
+    where = [int((whole[0] == state).all(1).nonzero()) for state in shared[0]]
+    assert sorted(where) == list(range(20))
+    assert where != list(range(20)), "drawn at random"
+    assert all(torch.equal(column[where], found) for column, found in zip(whole, shared, strict=True))
+    latest = first[0][1]
+    torch.testing.assert_close(latest, outputs[where[:4]])  # before the first update
+    assert not torch.allclose(first[-1][1], outputs[where[-3:]]), "each mini-batch is an update"
+
+
+def test_a_rollout_too_short_for_its_mini_batches_has_one_a_state():
+    strategy = actor_critic(rollout=5, minibatches=10, epoch_steps=24)
+    assert strategy.updates_in(24) == 10 + 4
+    strategy.train(rl_benchmark({"a": make(Counting, length=20)}, steps=24).train_stream)
+    assert strategy.updates == 14
+
+
 @pytest.mark.parametrize("best", [0, 1])
 @pytest.mark.parametrize("make_strategy", [actor_critic, dqn])
 def test_it_learns_which_arm_is_best(make_strategy, best):

@@ -14,6 +14,8 @@ from torch import nn
 
 from benchmarks.classic_control import VARIANTS
 from benchmarks.experiment import Context, Run, find_experiment, plain
+from benchmarks.experiments.progressive_pong_soup import column
+from benchmarks.models import Standardise
 from benchmarks.rl_transfer import AgentSettings, Transfer, area_above, available, curve_to_the_end, pairs
 from benchmarks.soup_cells import ARMS, SOURCES, TARGETS, mean_curve, source_name
 
@@ -379,3 +381,13 @@ def test_atari_is_beside_table_1_and_labyrinth_is_not_reproduced(tmp_path, arms)
         positive = found["progressive2", "targets with a mean transfer above 1"]
         assert (positive.mean, positive.paper) == (10, 8)
     ATARI.figure(runs).savefig(tmp_path / "figure.png", dpi=30)
+
+
+def test_standardised_input_is_what_its_name_says():
+    x = torch.rand(2, 4, 6, 6).contiguous(memory_format=torch.channels_last)
+    found = Standardise(0.3, 0.2)(x)
+    torch.testing.assert_close(found, (x - 0.3) / 0.2)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    background, ball = torch.tensor([87, 236]) / 255
+    seen = column(8)[0](torch.stack([background, ball]))
+    torch.testing.assert_close(seen, torch.tensor([0, 149 / 40]), atol=1e-6, rtol=1e-6)

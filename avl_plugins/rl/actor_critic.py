@@ -63,8 +63,9 @@ class ActorCritic(RLTemplate):
 
         -log pi(a|s) A + value_weight (R - V(s))^2 - entropy_weight H(pi(.|s)),
 
-    A the n-step advantage, held constant, and R = A + V(s) the return; see `advantages`. It stands in for the
-    asynchronous agent of Progressive Networks (Rusu et al. 2016, arXiv:1606.04671, app. C): `num_envs` environments in
+    A the n-step advantage, held constant, and R = A + V(s) the return; see `advantages`. With `minibatches` there are as
+    many updates instead, each with the mean over another share of these states, drawn at random: as for A3C's workers,
+    the network that acted is then some updates older than the one that learns. It stands in for the asynchronous agent of Progressive Networks (Rusu et al. 2016, arXiv:1606.04671, app. C): `num_envs` environments in
     step for 16 workers that update without waiting, means over them where the paper's workers take sums. The paper's
     optimizer is RMSProp without momentum and centring, lr 1e-3, 5e-4 or 1e-4, entropy 1e-2, 1e-3 or 1e-4, gradient
     norm 20 or 40; discount 0.99, 5 steps and RMSProp's decay 0.99 are A3C's.
@@ -76,6 +77,7 @@ class ActorCritic(RLTemplate):
         model: (B, ...) -> (B, actions + 1).
         optimizer: Its optimizer.
         rollout: Steps of each environment between updates, t_max.
+        minibatches: Updates for a rollout; the last rollout of an epoch may be too short for so many.
         gae_lambda: 1 is the n-step advantage.
         value_weight: Weight of the value's loss.
         entropy_weight: Weight of the entropy, beta.
@@ -95,6 +97,7 @@ class ActorCritic(RLTemplate):
         model: nn.Module,
         optimizer: Optimizer,
         rollout: int = 5,
+        minibatches: int = 1,
         gae_lambda: float = 1.0,
         value_weight: float = 0.5,
         entropy_weight: float = 0.01,
@@ -104,7 +107,7 @@ class ActorCritic(RLTemplate):
         max_grad_norm: float | None = 40.0,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("rollout", rollout), ("fisher_states", fisher_states)):
+        for name, value in (("rollout", rollout), ("minibatches", minibatches), ("fisher_states", fisher_states)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if not 0 <= gae_lambda <= 1:
@@ -112,29 +115,40 @@ class ActorCritic(RLTemplate):
         for name, weight in (("value_weight", value_weight), ("entropy_weight", entropy_weight)):
             if weight < 0:
                 raise ValueError(f"{name}: expected at least 0, got {weight}")
-        self.rollout, self.gae_lambda = rollout, gae_lambda
+        self.rollout, self.minibatches, self.gae_lambda = rollout, minibatches, gae_lambda
         self.value_weight, self.entropy_weight = value_weight, entropy_weight
         self.normalise_advantages = normalise_advantages
         self.eval_greedy = eval_greedy
         self.states = RecentStates(fisher_states)
         super().__init__(model=model, optimizer=optimizer, max_grad_norm=max_grad_norm, **kwargs)
+        if minibatches > rollout * self.num_envs:
+            raise ValueError(
+                f"minibatches: expected at most the {rollout * self.num_envs} states of a rollout, got {minibatches}"
+            )
 
     def head_outputs(self, experience: RLExperience) -> int:
         """One for each action, and the value."""
         return experience.actions + 1
 
     def updates_in(self, steps: int) -> int:
-        """One for each rollout; the last may be shorter."""
-        return -(-steps // (self.num_envs * self.rollout))
+        """Return `minibatches` for each rollout; the last rollout may be shorter."""
+        whole, rest = divmod(steps, self.num_envs * self.rollout)
+        return whole * self.minibatches + min(rest, self.minibatches)
 
     def rollouts(self, environments: Environments, steps: int) -> Iterator[list[Tensor]]:
-        """Yield [states, actions, returns, advantages, weights, task labels], each (rollout * environments, ...)."""
+        """Yield [states, actions, returns, advantages, weights, task labels], each (states of the mini-batch, ...)."""
         left = steps // self.num_envs
         while left:
             length = min(self.rollout, left)
             left -= length
             self.switch_if_requested()
-            yield self._rollout(environments, length)
+            columns = self._rollout(environments, length)
+            if self.minibatches == 1:
+                yield columns
+                continue
+            states = len(columns[0])
+            for chosen in torch.randperm(states).tensor_split(min(states, self.minibatches)):
+                yield [column[chosen] for column in columns]
 
     @torch.no_grad()
     def _rollout(self, environments: Environments, length: int) -> list[Tensor]:
