@@ -63,12 +63,14 @@ class ActorCritic(RLTemplate):
 
         -log pi(a|s) A + value_weight (R - V(s))^2 - entropy_weight H(pi(.|s)),
 
-    A the n-step advantage, held constant, and R = A + V(s) the return; see `advantages`. With `minibatches` there are as
-    many updates instead, each with the mean over another share of these states, drawn at random: as for A3C's workers,
-    the network that acted is then some updates older than the one that learns. It stands in for the asynchronous agent of Progressive Networks (Rusu et al. 2016, arXiv:1606.04671, app. C): `num_envs` environments in
-    step for 16 workers that update without waiting, means over them where the paper's workers take sums. The paper's
-    optimizer is RMSProp without momentum and centring, lr 1e-3, 5e-4 or 1e-4, entropy 1e-2, 1e-3 or 1e-4, gradient
-    norm 20 or 40; discount 0.99, 5 steps and RMSProp's decay 0.99 are A3C's.
+    A the n-step advantage, held constant, and R = A + V(s) the return; see `advantages`. With `minibatches` there are
+    as many updates instead, each with the mean over another share of these states, drawn at random: as for A3C's
+    workers, the network that acted is then some updates older than the one that learns.
+
+    It stands in for the asynchronous agent of Progressive Networks (Rusu et al. 2016, arXiv:1606.04671, app. C):
+    `num_envs` environments in step for 16 workers that update without waiting, means over them where the paper's
+    workers take sums. The paper's optimizer is RMSProp without momentum and centring, lr 1e-3, 5e-4 or 1e-4, entropy
+    1e-2, 1e-3 or 1e-4, gradient norm 20 or 40; discount 0.99, 5 steps and RMSProp's decay 0.99 are A3C's.
 
     The network has an output for each action, the logits of the policy, and one more for the value. Networks that make
     heads themselves (`ProgressiveNetwork`) do that without being told. For EWC: `EWCPlugin(likelihood=policy, ...)`.
