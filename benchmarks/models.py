@@ -92,6 +92,8 @@ class Standardise(nn.Module):
         std: Its standard deviation.
     """
 
+    shift: torch.Tensor
+
     def __init__(self, mean: float, std: float) -> None:
         super().__init__()
         self.mean, self.std = mean, std
