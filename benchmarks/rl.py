@@ -20,13 +20,14 @@ from benchmarks.training import Evaluator, accuracy_curves
 ARMS = ("single", "finetune", "ewc", "progressive")
 
 
-def agent(settings: Any, model: nn.Module, *, optimizer: str = "rmsprop", **kwargs: Any) -> Any:
+def agent(settings: Any, model: nn.Module, *, optimizer: str = "rmsprop", adam_eps: float = 1e-8, **kwargs: Any) -> Any:
     """Make an actor-critic of settings with num_envs, rollout, lr, entropy, grad_norm and gamma.
 
     Args:
         settings: These.
         model: Its network.
         optimizer: "rmsprop" or "adam".
+        adam_eps: Eps of Adam.
         **kwargs: Other arguments of `ActorCritic`.
     """
     from avl_plugins.rl import ActorCritic
@@ -34,7 +35,7 @@ def agent(settings: Any, model: nn.Module, *, optimizer: str = "rmsprop", **kwar
 
     return ActorCritic(
         model=model,
-        optimizer=make_optimizer(optimizer, model, lr=settings.lr),
+        optimizer=make_optimizer(optimizer, model, lr=settings.lr, adam_eps=adam_eps),
         num_envs=settings.num_envs,
         rollout=settings.rollout,
         entropy_weight=settings.entropy,

@@ -55,13 +55,15 @@ class AgentSettings:
     minibatches: int = 4
     """Updates for a rollout, each with another share of its states, drawn at random."""
     optimizer: str = "adam"
-    """Optimizer: adam, or rmsprop (decay 0.99)."""
-    lr: float = 3e-4
+    """Optimizer: adam (eps 1e-5), or rmsprop (decay 0.99)."""
+    lr: float = 5e-4
     """Learning rate."""
     gae_lambda: float = 0.95
     """Of the advantages; 1 for n-step returns."""
     normalise_advantages: bool = True
     """Whether advantages are divided by their deviation in a mini-batch, after subtracting their mean."""
+    clip_ratio: float = 0.1
+    """How far the policy's probability of an action may be from that with which it was taken, relatively; 0: any."""
     entropy: float = 0.01
     """Weight of the policy's entropy."""
     grad_norm: float = 0.5
@@ -303,9 +305,11 @@ class Transfer:
             settings,
             model.to(context.device),
             optimizer=settings.optimizer,
+            adam_eps=1e-5,
             minibatches=settings.minibatches,
             gae_lambda=settings.gae_lambda,
             normalise_advantages=settings.normalise_advantages,
+            clip_ratio=settings.clip_ratio or None,
             epoch_steps=settings.epoch_steps,
             eval_episodes=settings.eval_episodes,
             eval_envs=settings.eval_episodes,

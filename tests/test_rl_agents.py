@@ -56,7 +56,7 @@ def test_the_loss_is_that_of_the_paper_over_valid_states():
     strategy = actor_critic(plugins=[recorder], value_weight=0.25, entropy_weight=0.1, gamma=0.9, rollout=5)
     strategy.train(two_tasks().train_stream[0])
     assert len(recorder.batches) == 2 * 2  # epochs of 6 steps of 4 environments: rollouts of 5 and 1
-    for (x, actions, returns, advantage, weights, labels), outputs, loss in recorder.batches:
+    for (x, actions, returns, advantage, weights, _, labels), outputs, loss in recorder.batches:
         total, count = 0.0, 0
         for b in range(len(x)):
             begins = not weights[b]
@@ -76,7 +76,7 @@ def test_a_rollout_holds_what_was_seen_and_its_values():
     strategy = actor_critic(plugins=[recorder], gamma=0.9, rollout=6, reward_clip=0.5)
     benchmark = rl_benchmark({"a": make(Counting, length=20)}, steps=24)
     strategy.train(benchmark.train_stream)
-    (x, actions, returns, advantage, weights, _), outputs, _ = recorder.batches[0]
+    (x, actions, returns, advantage, weights, acted, _), outputs, _ = recorder.batches[0]
     shaped = x.view(6, 4, 3)
     assert torch.equal(shaped[:, :, 1], torch.arange(6.0)[:, None].expand(6, 4))
     assert torch.equal(shaped[1:, :, 2], actions.view(6, 4)[:-1].float())
@@ -85,6 +85,8 @@ def test_a_rollout_holds_what_was_seen_and_its_values():
     first = sum(0.9**t * clipped[t] for t in range(6))
     tail = returns.view(6, 4)[0] - first  # gamma^6 V(s_6), before the update
     torch.testing.assert_close(returns - advantage, outputs[:, 2])  # the network has not changed since
+    probability = outputs[:, :2].softmax(1)
+    torch.testing.assert_close(acted.exp(), torch.where(actions == 1, probability[:, 1], probability[:, 0]))
     assert (tail.abs() < 0.9**6 * 3).all()
 
 
@@ -111,6 +113,25 @@ def test_mini_batches_share_out_a_rollout():
     latest = first[0][1]
     torch.testing.assert_close(latest, outputs[where[:4]])  # before the first update
     assert not torch.allclose(first[-1][1], outputs[where[-3:]]), "each mini-batch is an update"
+
+
+def test_the_policy_does_not_move_further_than_the_ratio_allows():
+    strategy = actor_critic(clip_ratio=0.2, value_weight=0.0, entropy_weight=0.0)
+    ratios, advantage = torch.tensor([1.0, 1.1, 1.3, 1.3, 0.7, 0.7]), torch.tensor([2.0, -2.0, 2.0, -2.0, 2.0, -2.0])
+    outputs = torch.randn(6, 3, requires_grad=True)
+    actions = torch.tensor([0, 1, 0, 1, 0, 1])
+    now = outputs[:, :2].softmax(1).gather(1, actions[:, None]).squeeze(1).detach()
+    zeros, labels = torch.zeros(6), torch.zeros(6, dtype=torch.long)
+    strategy.mbatch = [None, actions, zeros, advantage, torch.ones(6), (now / ratios).log(), labels]
+    strategy.mb_output = outputs
+    loss = strategy.training_loss()
+    assert float(loss.detach()) == pytest.approx(-sum([2.0, -2.2, 2.4, -2.6, 1.4, -1.6]) / 6, abs=1e-5)
+    loss.backward()
+    assert (outputs.grad[:, :2].abs().sum(1) > 1e-4).tolist() == [True, True, False, True, True, False]
+    strategy.clip_ratio, plain = None, outputs.detach().clone().requires_grad_()
+    strategy.mb_output = plain
+    strategy.training_loss().backward()
+    torch.testing.assert_close(outputs.grad[0], plain.grad[0])  # where the two networks are the same
 
 
 def test_a_rollout_too_short_for_its_mini_batches_has_one_a_state():

@@ -83,7 +83,7 @@ def test_a_picture_of_the_rollout_shows_frames_in_order():
 
 STRATEGIES = {
     "actor-critic": lambda: actor_critic(plugins=[EWCPlugin(ewc_lambda=1.0, likelihood=policy)]),
-    "mini-batches": lambda: actor_critic(minibatches=4, normalise_advantages=True),
+    "mini-batches": lambda: actor_critic(minibatches=4, normalise_advantages=True, clip_ratio=0.1),
     "gains": lambda: actor_critic(
         TaskGains(mlp(3)), plugins=[EWCPlugin(ewc_lambda=1.0, likelihood=policy, revisits="replace")]
     ),
@@ -190,6 +190,7 @@ def test_bad_use_is_refused_with_the_argument_named():
         ({"rollout": 0}, "rollout: expected at least 1"),
         ({"minibatches": 0}, "minibatches: expected at least 1"),
         ({"minibatches": 13}, "minibatches: expected at most the 12 states of a rollout, got 13"),
+        ({"clip_ratio": 0.0}, "clip_ratio: expected a number between 0 and 1, or None, got 0.0"),
         ({"epoch_steps": 3}, "epoch_steps: expected at least a step of the 4 environments"),
         ({"gamma": 1.5}, "gamma: expected a number from 0 to 1"),
         ({"gae_lambda": -1}, "gae_lambda"),

@@ -65,7 +65,10 @@ class ActorCritic(RLTemplate):
 
     A the n-step advantage, held constant, and R = A + V(s) the return; see `advantages`. With `minibatches` there are
     as many updates instead, each with the mean over another share of these states, drawn at random: as for A3C's
-    workers, the network that acted is then some updates older than the one that learns.
+    workers, the network that acted is then some updates older than the one that learns. `clip_ratio` keeps it near:
+    with rho = pi(a|s) / pi_acted(a|s) the first term is that of proximal policy optimisation (Schulman et al. 2017,
+    arXiv:1707.06347, eq. 7), max(-rho A, -clip(rho, 1 - clip_ratio, 1 + clip_ratio) A), whose gradient is the same
+    where the two networks are.
 
     It stands in for the asynchronous agent of Progressive Networks (Rusu et al. 2016, arXiv:1606.04671, app. C):
     `num_envs` environments in step for 16 workers that update without waiting, means over them where the paper's
@@ -84,6 +87,7 @@ class ActorCritic(RLTemplate):
         value_weight: Weight of the value's loss.
         entropy_weight: Weight of the entropy, beta.
         normalise_advantages: Divide them by their standard deviation in the mini-batch, after subtracting the mean.
+        clip_ratio: How far rho may be from 1; None: the policy may move as it likes.
         fisher_states: States that are kept of the task for the Fisher: 100 mini-batches of 32, as for the paper's DQN.
             One step of all environments is kept of each rollout. Those of the latest four tasks are.
         eval_greedy: Take the most likely action in evaluation; else sample, as in training.
@@ -104,6 +108,7 @@ class ActorCritic(RLTemplate):
         value_weight: float = 0.5,
         entropy_weight: float = 0.01,
         normalise_advantages: bool = False,
+        clip_ratio: float | None = None,
         fisher_states: int = 3200,
         eval_greedy: bool = False,
         max_grad_norm: float | None = 40.0,
@@ -117,9 +122,11 @@ class ActorCritic(RLTemplate):
         for name, weight in (("value_weight", value_weight), ("entropy_weight", entropy_weight)):
             if weight < 0:
                 raise ValueError(f"{name}: expected at least 0, got {weight}")
+        if clip_ratio is not None and not 0 < clip_ratio < 1:
+            raise ValueError(f"clip_ratio: expected a number between 0 and 1, or None, got {clip_ratio}")
         self.rollout, self.minibatches, self.gae_lambda = rollout, minibatches, gae_lambda
         self.value_weight, self.entropy_weight = value_weight, entropy_weight
-        self.normalise_advantages = normalise_advantages
+        self.normalise_advantages, self.clip_ratio = normalise_advantages, clip_ratio
         self.eval_greedy = eval_greedy
         self.states = RecentStates(fisher_states)
         super().__init__(model=model, optimizer=optimizer, max_grad_norm=max_grad_norm, **kwargs)
@@ -138,7 +145,7 @@ class ActorCritic(RLTemplate):
         return whole * self.minibatches + min(rest, self.minibatches)
 
     def rollouts(self, environments: Environments, steps: int) -> Iterator[list[Tensor]]:
-        """Yield [states, actions, returns, advantages, weights, task labels], each (states of the mini-batch, ...)."""
+        """Yield [states, actions, returns, advantages, weights, log pi_acted(a|s), task labels], each (B, ...)."""
         left = steps // self.num_envs
         while left:
             length = min(self.rollout, left)
@@ -159,12 +166,14 @@ class ActorCritic(RLTemplate):
         kinds = [torch.float32, torch.bool, torch.bool, torch.bool]
         rewards, terminated, truncated, valid = (torch.empty(length, self.num_envs, dtype=kind) for kind in kinds)
         actions = torch.empty(length, self.num_envs, dtype=torch.long)
+        log_pi = torch.empty(length, self.num_envs)
         values = torch.empty(length + 1, self.num_envs)
         for t in range(length):
             seen[t] = environments.observations
             outputs = self.outputs(environments.observations).float().cpu()
             values[t] = outputs[:, -1]
             actions[t] = _sampled(outputs[:, :-1])
+            log_pi[t] = outputs[:, :-1].log_softmax(1).gather(1, actions[t, :, None]).squeeze(1)
             step = environments.step(actions[t])
             self.notice(step.observations)
             rewards[t], terminated[t], truncated[t], valid[t] = (
@@ -179,12 +188,12 @@ class ActorCritic(RLTemplate):
         self.states.add(seen[int(torch.randint(length, ()))], self.label)
         self.count(length * self.num_envs)
         labels = torch.full((length * self.num_envs,), self.label)
-        columns = (seen, actions, found + values[:-1], found, valid.float())
+        columns = (seen, actions, found + values[:-1], found, valid.float(), log_pi)
         return [*(column.flatten(0, 1) for column in columns), labels]
 
     def training_loss(self) -> Tensor:
         """Return the actor-critic loss, the mean over the valid states."""
-        _, actions, returns, advantage, weights, _ = self.mbatch
+        _, actions, returns, advantage, weights, acted, _ = self.mbatch
         share = weights / weights.sum().clamp_min(1)
         if self.normalise_advantages:
             mean = (share * advantage).sum()
@@ -193,7 +202,13 @@ class ActorCritic(RLTemplate):
         log_pi = logits.log_softmax(1)
         entropy = -(log_pi.exp() * log_pi).sum(1)
         chosen = log_pi.gather(1, actions[:, None]).squeeze(1)
-        each = -chosen * advantage + self.value_weight * (returns - values).square() - self.entropy_weight * entropy
+        if self.clip_ratio is None:
+            gain = chosen * advantage
+        else:
+            ratio = (chosen - acted).exp()
+            near = ratio.clamp(1 - self.clip_ratio, 1 + self.clip_ratio)
+            gain = torch.minimum(ratio * advantage, near * advantage)
+        each = -gain + self.value_weight * (returns - values).square() - self.entropy_weight * entropy
         return (share * each).sum()
 
     @torch.no_grad()
