@@ -142,12 +142,13 @@ def optimizer(
     raise ValueError(f"optimizer must be 'sgd', 'adam' or 'rmsprop', got {name!r}")
 
 
-def dqn_rmsprop(model: nn.Module, *, lr: float, max_lr: float = 2.5e-3) -> torch.optim.Optimizer:
+def dqn_rmsprop(model: nn.Module, *, lr: float, max_lr: float = 2.5e-3, batch_size: int = 32) -> torch.optim.Optimizer:
     """Return RMSProp with the numbers of Kirkpatrick et al. 2017 (table 2): decay 0.95, no momentum, a largest rate.
 
     A step is lr g / (sqrt(v) + eps), and eps = lr / max_lr: for small gradients it is max_lr g, and never more. The
     paper gives a "max learning rate" of 2.5e-3 for lr 2.5e-4, no eps, and not how the two go together; eps is 0.1 then,
-    as is the square root of the 0.01 that DQN adds to v within the root (Mnih et al. 2015). Not centred, as the paper
-    does not say that it is.
+    as is the square root of the 0.01 that DQN adds to v within the root (Mnih et al. 2015). DQN's g is the sum over a
+    mini-batch. For the mean, `batch_size` times smaller, the same step has eps / batch_size: without that, agents on
+    MinAtar learn nothing. Not centred, as the paper does not say that it is.
     """
-    return torch.optim.RMSprop(model.parameters(), lr=lr, alpha=0.95, eps=lr / max_lr)
+    return torch.optim.RMSprop(model.parameters(), lr=lr, alpha=0.95, eps=lr / max_lr / batch_size)

@@ -107,17 +107,17 @@ def test_a_variant_of_cartpole_is_the_same_game_in_other_words():
 
 
 def test_rmsprop_never_steps_by_more_than_the_largest_rate():
-    for lr, max_lr, gradient in ((2.5e-4, 2.5e-3, 1e-4), (2.5e-4, 2.5e-2, 1e-4), (2.5e-4, 2.5e-3, 100.0)):
+    for lr, max_lr, total in ((2.5e-4, 2.5e-3, 1e-4), (2.5e-4, 2.5e-2, 1e-4), (2.5e-4, 2.5e-3, 100.0)):
         layer = torch.nn.Linear(1, 1, bias=False).double()
         before = layer.weight.item()
-        optimizer = dqn_rmsprop(layer, lr=lr, max_lr=max_lr)
-        layer.weight.grad = torch.full((1, 1), gradient, dtype=torch.float64)
+        optimizer = dqn_rmsprop(layer, lr=lr, max_lr=max_lr, batch_size=32)
+        layer.weight.grad = torch.full((1, 1), total / 32, dtype=torch.float64)
         optimizer.step()
         moved = before - layer.weight.item()
-        assert moved == pytest.approx(lr * gradient / (0.05**0.5 * gradient + lr / max_lr), rel=1e-6)
-        assert moved < max_lr * gradient
-        assert gradient > 1 or moved > 0.98 * max_lr * gradient
-    assert dqn_rmsprop(layer, lr=2.5e-4).defaults["eps"] == pytest.approx(0.1)
+        assert moved == pytest.approx(lr * total / (0.05**0.5 * total + lr / max_lr), rel=1e-6), "as with the sum"
+        assert moved < max_lr * total
+        assert total > 1 or moved > 0.98 * max_lr * total
+    assert dqn_rmsprop(layer, lr=2.5e-4).defaults["eps"] == pytest.approx(0.1 / 32)
 
 
 def test_there_is_a_network_for_each_arm():

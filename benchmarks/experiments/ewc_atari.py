@@ -20,7 +20,8 @@ MinAtar's can only be computed afterwards, when separate agents have been measur
 
 Deviations: lambda 400 is the paper's; it does not say for which likelihood. Ours takes Q for the mean of a normal
 distribution. RMSProp has an eps such that the paper's largest learning rate, 2.5e-3, holds at paper scale; at cpu scale
-it is ten times that, which is eps 0.01, MinAtar's own (`benchmarks.models.dqn_rmsprop`). Several environments in step.
+it is ten times that (`benchmarks.models.dqn_rmsprop`), with which an agent on Space Invaders learnt four times as much
+in 40,000 steps. The norm of 50 bounds the gradient of a mini-batch's mean, not of its sum. Several environments in step.
 Evaluation after each visit, with epsilon 0.01. The recognition has windows of 32 frames at cpu scale, where the paper
 has 4 (with those, MinAtar's games pass for one another: see `TaskRecognition`); at both scales three windows have to
 agree, and EWC leaves a game alone that was taken to be played for a tenth of a visit only (cpu; a fiftieth at paper
@@ -83,7 +84,7 @@ class Settings:
     lr: float = 2.5e-4
     """Learning rate of RMSProp (decay 0.95)."""
     max_lr: float = 2.5e-2
-    """Largest learning rate: eps of RMSProp is lr / max_lr."""
+    """Largest learning rate: eps of RMSProp is lr / max_lr / 32."""
     buffer_size: int = 50_000
     """Transitions in a game's replay buffer."""
     learning_starts: int = 2_000

@@ -21,7 +21,7 @@ states are learnt from in mini-batches of 64 with proximal policy optimisation's
 that do not wait; the gradient's norm is of means over states in place of sums. Observations are scaled so that Pong's
 background is 0, for all variants alike. Tried on Pong, three settings without this and with one update a rollout had
 not left -20 after 600,000 steps or more. With both and the clipped ratio two of two passed 15 before 800,000; without
-the clipped ratio, three of four learnt, and on H-flip the policy went to one action at once and stayed there. The paper
+the clipped ratio two of three learnt, and on H-flip a policy went to one action at once and stayed there. The paper
 gives neither the net, nor the noise, nor the zoom's offset, nor what the variants' paddles and ball look like, nor the
 return that its areas are counted from: it may be another than ours, on which transfer depends. The source's column and
 baseline 1 on it are the same training.
