@@ -15,10 +15,12 @@ orders it has. A point of a learning curve is the mean score of the episodes tha
 counted from random play's score. A source is learnt once for all arms, in the folder "sources" beside the unfinished
 jobs; remove that folder after a change of the code.
 
-Deviations: one setting for all arms and one run a seed in place of the best 3 of 25. Adam with generalised advantages
-over 20 steps in place of RMSProp with returns of 5 steps; an actor-critic in step in place of 16 workers that do not
-wait; rewards clipped to 1, as DQN and A3C have it, for learning only. The paper does not say from which score it counts
-its areas. Its third column of Table 1, Labyrinth, is printed and not reproduced: DeepMind Lab cannot be installed.
+Deviations: one setting for all arms and one run a seed in place of the best 3 of 25; it is the one with which agents
+learn Pong (`progressive-pong-soup`). Adam with generalised advantages over 32 steps, divided by their deviation, in
+place of RMSProp with returns of 5 steps; 8 environments in step, whose states are learnt from in mini-batches of 64
+with proximal policy optimisation's clipped ratio, in place of 16 workers that do not wait; rewards clipped to 1, as DQN
+and A3C have it, for learning only. The paper does not say from which score it counts its areas. Its third column of
+Table 1, Labyrinth, is printed and not reproduced: DeepMind Lab cannot be installed.
 """
 
 from __future__ import annotations
