@@ -122,8 +122,8 @@ def transfer_matrix(
 
 
 def learning_curves(panel: Any, runs: Sequence[Run], pair: Pair, look: Look) -> None:
-    """Learning curves of all arms, mean over seeds."""
-    for arm in ARMS:
+    """Learning curves of all arms that have run, mean over seeds."""
+    for arm in [arm for arm in ARMS if any(run.arm == arm for run in runs)]:
         found = [
             cell
             for run in runs
@@ -133,7 +133,7 @@ def learning_curves(panel: Any, runs: Sequence[Run], pair: Pair, look: Look) -> 
         ]
         label = f"{arm} (noisy+hflip)" if arm == "progressive3" else arm
         x, y = mean_curve(found, look.x, look.y)
-        panel.plot(x, y, color=COLOURS[arm], label=label, lw=1.3)  # an arm without curve: for the legend
+        panel.plot(x, y, color=COLOURS[arm], label=label, lw=1.3)  # an arm without curve here: for the legend
     panel.set(xlabel=look.x_label, ylim=look.y_range)
     panel.set_title(f"{pair[0]} to {pair[1]}", fontsize="medium")
 
@@ -156,6 +156,9 @@ def fisher_and_transfer(
         if points:
             panel.plot(*zip(*points, strict=True), "o", ms=3, color=COLOURS[arm], label=arm)
         everything += points
+    if not everything:
+        panel.axis("off")
+        return
     x, y = np.array(everything).reshape(-1, 2).T
     if len(set(x[np.isfinite(y)])) > 3:
         line = np.linspace(x.min(), x.max(), 50)
