@@ -166,14 +166,14 @@ class ActorCritic(RLTemplate):
         kinds = [torch.float32, torch.bool, torch.bool, torch.bool]
         rewards, terminated, truncated, valid = (torch.empty(length, self.num_envs, dtype=kind) for kind in kinds)
         actions = torch.empty(length, self.num_envs, dtype=torch.long)
-        log_pi = torch.empty(length, self.num_envs)
+        logits: list[Tensor] = []
         values = torch.empty(length + 1, self.num_envs)
         for t in range(length):
             seen[t] = environments.observations
             outputs = self.outputs(environments.observations).float().cpu()
             values[t] = outputs[:, -1]
             actions[t] = _sampled(outputs[:, :-1])
-            log_pi[t] = outputs[:, :-1].log_softmax(1).gather(1, actions[t, :, None]).squeeze(1)
+            logits.append(outputs[:, :-1])
             step = environments.step(actions[t])
             self.notice(step.observations)
             rewards[t], terminated[t], truncated[t], valid[t] = (
@@ -188,6 +188,7 @@ class ActorCritic(RLTemplate):
         self.states.add(seen[int(torch.randint(length, ()))], self.label)
         self.count(length * self.num_envs)
         labels = torch.full((length * self.num_envs,), self.label)
+        log_pi = torch.stack(logits).log_softmax(2).gather(2, actions[..., None]).squeeze(2)
         columns = (seen, actions, found + values[:-1], found, valid.float(), log_pi)
         return [*(column.flatten(0, 1) for column in columns), labels]
 
