@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 VARIANTS = ("pong", "noisy", "black", "white", "zoom", "h-flip", "v-flip", "hv-flip")
 BACKGROUND = 87
 CONTRAST = 40
-"""Grey levels from the background to the left paddle are 37, to the right one 60, to the ball 149."""
+"""Grey levels that are 1 for a net: the left paddle is 37 above the background, the right one 60, the ball 149."""
 LEFT_PADDLE = 124
 """Grey level of the darkest thing that moves."""
 SIDE = 84

@@ -81,7 +81,7 @@ class ActorCritic(RLTemplate):
     Args:
         model: (B, ...) -> (B, actions + 1).
         optimizer: Its optimizer.
-        rollout: Steps of each environment between updates, t_max.
+        rollout: Steps of each environment before they are learnt from, t_max.
         minibatches: Updates for a rollout; the last rollout of an epoch may be too short for so many.
         gae_lambda: 1 is the n-step advantage.
         value_weight: Weight of the value's loss.

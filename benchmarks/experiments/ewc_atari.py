@@ -21,11 +21,11 @@ MinAtar's can only be computed afterwards, when separate agents have been measur
 Deviations: lambda 400 is the paper's; it does not say for which likelihood. Ours takes Q for the mean of a normal
 distribution. RMSProp has an eps such that the paper's largest learning rate, 2.5e-3, holds at paper scale; at cpu scale
 it is ten times that (`benchmarks.models.dqn_rmsprop`), with which an agent on Space Invaders learnt four times as much
-in 40,000 steps. The norm of 50 bounds the gradient of a mini-batch's mean, not of its sum. Several environments in
-step. Evaluation after each visit, with epsilon 0.01. The recognition has windows of 32 frames at cpu scale, where the
-paper has 4 (with those, MinAtar's games pass for one another: see `TaskRecognition`); at both scales three windows have
-to agree, and EWC leaves a game alone that was taken to be played for a tenth of a visit only (cpu; a fiftieth at paper
-scale), where the paper takes the most probable game of each window.
+in 40,000 steps (one run each, not recorded here). The norm of 50 bounds the gradient of a mini-batch's mean, not of its
+sum. Several environments in step. Evaluation after each visit, with epsilon 0.01. The recognition has windows of 32
+frames at cpu scale, where the paper has 4 (with those, MinAtar's games pass for one another: see `TaskRecognition`); at
+both scales three windows have to agree, and EWC leaves a game alone that was taken to be played for a tenth of a visit
+only (cpu; a fiftieth at paper scale), where the paper takes the most probable game of each window.
 """
 
 from __future__ import annotations

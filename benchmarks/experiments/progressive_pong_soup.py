@@ -9,22 +9,22 @@ entropy's weight, the gradient's norm and alpha, with RMSProp and A3C's returns 
 
 What we do: the same variants (see pong_variants.py), and an actor-critic whose environments are stepped together. A
 column has two convolutions (12 maps 8 x 8 with stride 4, 12 maps 4 x 4 with stride 2) and a fully connected layer. At
-cpu scale the source is Pong and the target H-flip, all arms that this pair has, and a budget that is 1.5 times what a
-single column needs there for a return of 15; at paper scale all of its pairs. A point of a learning curve is the mean
-of the episodes that ended in an epoch of 50,000 agent steps, and its area is counted from a random player's return,
--20.7. A source is learnt once for all arms, in the folder "sources" beside the unfinished jobs; remove that folder
-after a change of the code.
+cpu scale the source is Pong and the target H-flip, all arms that this pair has, and a budget that is 1.5 times what
+single columns needed on Pong for a return of 15 in trials; at paper scale all of its pairs. A point of a learning curve
+is the mean of the episodes that ended in an epoch of 50,000 agent steps, and its area is counted from a random player's
+return, -20.7. A source is learnt once for all arms, in the folder "sources" beside the unfinished jobs; remove that
+folder after a change of the code.
 
 Deviations: one setting for all arms and one run a seed in place of the best 3 of 25. Adam with generalised advantages
 over 32 steps, divided by their deviation, in place of RMSProp with returns of 5 steps; 8 environments in step, whose
 states are learnt from in mini-batches of 64 with proximal policy optimisation's clipped ratio, in place of 16 workers
 that do not wait; the gradient's norm is of means over states in place of sums. Observations are scaled so that Pong's
-background is 0, for all variants alike. Tried on Pong, three settings without this and with one update a rollout had
-not left -20 after 600,000 steps or more. With both and the clipped ratio two of two passed 15 before 800,000; without
-the clipped ratio two of three learnt, and on H-flip a policy went to one action at once and stayed there. The paper
-gives neither the net, nor the noise, nor the zoom's offset, nor what the variants' paddles and ball look like, nor the
-return that its areas are counted from: it may be another than ours, on which transfer depends. The source's column and
-baseline 1 on it are the same training.
+background is 0, for all variants alike. Tried on Pong, one seed each and not recorded here, three settings without this
+and with one update a rollout had not left -20 after 600,000 steps or more. With both and the clipped ratio two of two
+passed 15 before 800,000; without the clipped ratio two of three learnt, and on H-flip a policy went to one action at
+once and stayed there. The paper gives neither the net, nor the noise, nor the zoom's offset, nor what the variants'
+paddles and ball look like, nor the return that its areas are counted from: it may be another than ours, on which
+transfer depends. The source's column and baseline 1 on it are the same training.
 """
 
 from __future__ import annotations
