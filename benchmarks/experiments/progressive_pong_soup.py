@@ -21,10 +21,10 @@ states are learnt from in mini-batches of 64 with proximal policy optimisation's
 that do not wait; the gradient's norm is of means over states in place of sums. Observations are scaled so that Pong's
 background is 0, for all variants alike. Tried on Pong, one seed each and not recorded here, three settings without this
 and with one update a rollout had not left -20 after 600,000 steps or more. With both and the clipped ratio two of two
-passed 15 before 800,000; without the clipped ratio two of three learnt, and on H-flip a policy went to one action at
-once and stayed there. The paper gives neither the net, nor the noise, nor the zoom's offset, nor what the variants'
-paddles and ball look like, nor the return that its areas are counted from: it may be another than ours, on which
-transfer depends. The source's column and baseline 1 on it are the same training.
+passed 15 before 800,000; without the clipped ratio two of three had left -20, and on H-flip one was at -21 for 300,000
+steps, when it was stopped. The paper gives neither the net, nor the noise, nor the zoom's offset, nor what the
+variants' paddles and ball look like, nor the return that its areas are counted from: it may be another than ours, on
+which transfer depends. The source's column and baseline 1 on it are the same training.
 """
 
 from __future__ import annotations
