@@ -69,7 +69,7 @@ class Settings:
 
     data: str = "minatar"
     """Whose games: minatar's, or those of ale."""
-    games: tuple[str, ...] = ("breakout", "space_invaders", "asterix")
+    games: tuple[str, ...] = ("breakout", "space_invaders", "seaquest")
     """Games to draw from."""
     drawn: int = 3
     """Games that are drawn for a seed."""
