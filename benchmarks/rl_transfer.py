@@ -158,7 +158,7 @@ class Transfer:
         self.done, self.total = 0, 1
 
     def measure(self, arm: str, sources: Sequence[Names]) -> dict[str, Any]:
-        """Learn each target after each source; the cells by source and target.
+        """Learn each target after each source; the cells by source and target, and those of what was learnt before.
 
         With `context.resume` finished cells are read from the checkpoint, and the one that was begun goes on.
         """
@@ -186,7 +186,8 @@ class Transfer:
             else:
                 self.done += 1
             self.memory = {own: learnt for own, learnt in self.memory.items() if own in self.kept}
-        return {"cells": found}
+        before = {source_name(own): self.learnt(own).cell for own in sorted(sequences, key=lambda own: (len(own), own))}
+        return {"cells": found, "sources": before}
 
     def cell(self, arm: str, source: Names, target: str) -> dict[str, Any]:
         """Learn a target; the cell."""

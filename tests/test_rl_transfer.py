@@ -88,7 +88,8 @@ def test_arms_have_the_sources_that_are_there():
 
 def test_a_cell_is_of_the_learning_curve_of_the_target():
     found = transfer().measure("progressive2", [("base",)])
-    assert list(found["cells"]) == ["base"]
+    assert list(found["cells"]) == list(found["sources"]) == ["base"]
+    assert found["sources"]["base"]["steps"] == [100, 200, 300]
     cell = found["cells"]["base"]["hflip"]
     assert cell["steps"] == [100, 200, 300]
     assert len(cell["returns"]) == 3
@@ -128,7 +129,8 @@ def test_a_source_is_learnt_once_for_all_jobs_and_other_settings_have_their_own(
     trained.clear()
     first = transfer(tmp_path, both, arm="baseline1").measure("baseline1", [()])
     assert [name for name, *_ in trained] == ["hflip"]
-    assert first["cells"]["none"]["base"]["steps"] == [100, 200, 300]
+    assert first["cells"]["none"]["base"] == jobs["progressive2"]["sources"]["base"]
+    assert first["sources"] == {}
 
     trained.clear()
     for other in ({"settings": dataclasses.replace(SMALL, lr=1e-3)}, {"seed": 1}):

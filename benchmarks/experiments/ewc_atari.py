@@ -320,7 +320,7 @@ EXPERIMENT = Experiment(
             max_steps=27_000,
         ),
     },
-    minutes={"smoke": 0.3, "cpu": 55, "paper": 200_000},
+    minutes={"smoke": 0.3, "cpu": 80, "paper": 200_000},
     measure=measure,
     rows=game_rows,
     figure=game_figure,

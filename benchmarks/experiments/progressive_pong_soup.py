@@ -111,6 +111,12 @@ def final_return(run: Run) -> float:
     return fmean(cell["final"] for _, cell in cells(run))
 
 
+def source_return(run: Run) -> float:
+    """Mean over sources of the return in the evaluation at their training's end; nan where it was not kept."""
+    ends = [cell["final"] for cell in run.measurements.get("sources", {}).values()]
+    return fmean(ends) if ends else float("nan")
+
+
 def millions_to_goal(run: Run) -> float:
     """Mean over pairs of the agent steps, in millions, to a learning curve's first point at the goal; nan without."""
     return fmean(
@@ -159,6 +165,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         *matrix_rows(runs, {arm: [s for s in SOURCES[arm] if "+".join(s) in read] for arm in has}),
     ]
     if any(run.arm == "progressive2" for run in runs):
+        table.append(mean_row(runs, "progressive2", "final mean return, source", value=source_return))
         table += [
             mean_row(
                 runs,
