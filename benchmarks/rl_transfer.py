@@ -64,8 +64,8 @@ class AgentSettings:
     """Whether advantages are divided by their deviation in a mini-batch, after subtracting their mean."""
     clip_ratio: float = 0.1
     """How far the policy's probability of an action may be from that with which it was taken, relatively; 0: any."""
-    entropy: float = 0.01
-    """Weight of the policy's entropy."""
+    entropy: float = 0.03
+    """Weight of the policy's entropy, beside advantages that are divided by their deviation."""
     grad_norm: float = 0.5
     """Largest norm of a gradient."""
     gamma: float = 0.99
