@@ -99,7 +99,7 @@ class Settings:
     """Agent steps in a game after which EWC protects it."""
     ewc_lambda: float = 0.0
     """Lambda of EWC; 0 for the one searched."""
-    ewc_lambdas: tuple[float, ...] = (400, 4000, 40000)
+    ewc_lambdas: tuple[float, ...] = (40, 400, 4000, 40000)
     """Lambdas that are searched."""
     fisher_states: int = 3200
     """States for a Fisher."""
