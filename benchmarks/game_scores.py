@@ -106,6 +106,7 @@ def game_rows(runs: Sequence[Run]) -> list[Row]:
 def game_figure(runs: Sequence[Run]) -> Figure:
     """Score over visits beside the paper's Fig. 3B, and the returns on each game."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     printed, scale = paper("ewc")["fig3b"], references(runs)
     own = [run for run in runs if run.arm in ARMS]
@@ -119,10 +120,10 @@ def game_figure(runs: Sequence[Run]) -> Figure:
         seeds = [run for run in own if run.arm == arm]
         if scale and seeds:
             curve = [fmean(values) for values in zip(*(scores(run, scale) for run in seeds), strict=False)]
-            ours.plot(range(1, len(curve) + 1), curve, "o-", color=f"C{color}", label=arm)
+            ours.plot(range(1, len(curve) + 1), curve, "o-", color=f"C{color}")
         if arm in printed:
             heights = [value / printed["games"] for value in printed[arm]]
-            theirs.plot([x / 1e6 for x in printed["frames"]], heights, "o-", color=f"C{color}", label=arm)
+            theirs.plot([x / 1e6 for x in printed["frames"]], heights, "o-", color=f"C{color}")
         for panel, game in zip(panels, games, strict=False):
             lines = [run.measurements["returns"][game] for run in seeds if game in run.measurements["returns"]]
             if lines:
@@ -130,7 +131,7 @@ def game_figure(runs: Sequence[Run]) -> Figure:
                 panel.plot(range(1, len(means) + 1), means, "o-", color=f"C{color}")
     ours.set(xlabel="visits so far", ylabel="score a game", title=f"measured, {runs[0].settings['data']}")
     theirs.set(xlabel="million frames", title="paper, Atari")
-    theirs.legend()
+    theirs.legend(handles=[Line2D([], [], marker="o", color=f"C{k}", label=arm) for k, arm in enumerate(ARMS)])
     for panel, game in zip(panels, games, strict=False):
         panel.set(xlabel="visits so far", title=game)
     panels[0].set_ylabel("return in evaluation")

@@ -183,7 +183,7 @@ def test_three_games_of_minatar_are_told_apart_in_both_orders(minatar_frames, fi
 
     strategy = Strategy()
     for visit in range(2):
-        for number, strategy.game in enumerate([*first, "asterix"]):
+        for number, strategy.game in enumerate([*first, settings.games[2]]):
             strategy.experience = SimpleNamespace(task_label=number)
             for step, frames in enumerate(minatar_frames[strategy.game, visit]):
                 strategy.step = step
