@@ -13,9 +13,8 @@ protected after 0.8 of a visit, as a game that is to be recognised has not quite
 has an agent for each game with the same visits. A game's 1 is the mean return of the separate agents at the end, over
 seeds, and its 0 that of a random player, as MinAtar has no scores of people. Lambda is chosen for "oracle" on two
 seeds that are not used afterwards, by the returns of the last round, each above and relative to random play. One seed
-is not enough, as lambda depends on the order of the games: 400 was the best of 40 to 40,000 where Breakout came first
-and 4 had not been tried; where Seaquest did, the others were hardly learnt with it (one run each; of 4,000 and 40,000
-and of the latter nothing is kept).
+is not enough, as lambda depends on the order of the games: where Breakout came first 400 was the best of 40 to 40,000,
+and 4 better still; where Seaquest did, the others were hardly learnt with 400 (one run each, not all of them kept).
 
 While a game is visited again, its own old term stays in the loss until the visit or its label ends, when the new one
 takes its place; the paper does not say whether it does. Normalised and total scores are logged for ALE's games;
