@@ -283,7 +283,7 @@ def made_up(arm: str, seed: int, settings=PONG.scales["cpu"]) -> Run:
         seconds=60.0,
         commit="",
         date="",
-        measurements={"cells": found},
+        measurements={"cells": found, "sources": {source: {"final": 10.0 + seed} for source in found}},
     )
 
 
@@ -303,6 +303,7 @@ def test_rows_of_one_pair_are_beside_the_papers_cell():
         assert row.mean == pytest.approx(ours)
     assert found["progressive2", "transfer from base"].paper == 1.58
     assert "hflip 1.61 (1.58)" in found["progressive2", "transfer from base"].note
+    assert found["progressive2", "final mean return, source"].mean == 11.0
     assert found["progressive2", "share of old features (AFS), conv 2"].mean == 0.5
     assert found["progressive2", "share of old features (AFS): conv 2 minus fc, base to hflip"].mean == 0.25
     assert not any("progressive3" in arm or "APS" in metric for arm, metric in found)

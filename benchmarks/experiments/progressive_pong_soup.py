@@ -24,10 +24,11 @@ and with one update a rollout had not left -20 after 600,000 steps or more. With
 passed 15 before 800,000; without the clipped ratio two of three had left -20, and on H-flip one was at -21 for 300,000
 steps, when it was stopped. These had 0.01 for the entropy's weight, with which a second column did badly: its area on
 H-flip was 0.22 of a single column's; with half the learning rate it was at -21 after 350,000 steps, and with alpha 0.1
-as well at -18 after 550,000. With 0.03, now the weight of all arms, it was at 11 by then (one run each from the same
-source, on the pair that is measured; not recorded). The paper gives neither the net, nor the noise, nor the zoom's
-offset, nor what the variants' paddles and ball look like, nor the return that its areas are counted from: it may be
-another than ours, on which transfer depends. The source's column and baseline 1 on it are the same training.
+as well at -18 after 550,000. With 0.03, now the weight of all arms and more than the paper's largest, 0.01, it was at
+11 by then (one run each from the same source, on the pair that is measured; not recorded). The paper gives neither the
+net, nor the noise, nor the zoom's offset, nor what the variants' paddles and ball look like, nor the return that its
+areas are counted from: it may be another than ours, on which transfer depends. The source's column and baseline 1 on it
+are the same training.
 """
 
 from __future__ import annotations
@@ -115,9 +116,8 @@ def final_return(run: Run) -> float:
 
 
 def source_return(run: Run) -> float:
-    """Mean over sources of the return in the evaluation at their training's end; nan where it was not kept."""
-    ends = [cell["final"] for cell in run.measurements.get("sources", {}).values()]
-    return fmean(ends) if ends else float("nan")
+    """Mean over sources of the return in the evaluation at the end of their own training."""
+    return fmean(cell["final"] for cell in run.measurements["sources"].values())
 
 
 def millions_to_goal(run: Run) -> float:
@@ -168,16 +168,18 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         *matrix_rows(runs, {arm: [s for s in SOURCES[arm] if "+".join(s) in read] for arm in has}),
     ]
     if any(run.arm == "progressive2" for run in runs):
-        table.append(mean_row(runs, "progressive2", "final mean return, source", value=source_return))
         table += [
-            mean_row(
-                runs,
-                "progressive2",
-                f"share of old features (AFS), {name}",
-                value=partial(mean_share, depth=depth),
-                note="Fig. 5 has no numbers; the paper says that H-flip reuses Pong's convolutions more than fc",
-            )
-            for depth, name in enumerate(("conv 1", "conv 2", "fc"))
+            mean_row(runs, "progressive2", "final mean return, source", value=source_return),
+            *(
+                mean_row(
+                    runs,
+                    "progressive2",
+                    f"share of old features (AFS), {name}",
+                    value=partial(mean_share, depth=depth),
+                    note="Fig. 5 has no numbers; the paper says that H-flip reuses Pong's convolutions more than fc",
+                )
+                for depth, name in enumerate(("conv 1", "conv 2", "fc"))
+            ),
         ]
     return table + sensitivity_rows(runs, perturbation=False)
 
