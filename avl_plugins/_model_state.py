@@ -43,8 +43,9 @@ def model_to_plain(model: nn.Module) -> dict[str, Any]:
 def model_from_plain(strategy: Any, plain: dict[str, Any]) -> None:
     """Move the model to the strategy's device, grow it to the saved shape and fill it, in place."""
     model = strategy.model.to(strategy.device)  # as train() does, which would leave optimizer state behind
-    _grow_heads(model, plain["state"])
-    model.load_state_dict(from_plain(plain["state"]))
+    state = from_plain(plain["state"])
+    _grow_heads(model, state)
+    model.load_state_dict(state)
     modules = dict(model.named_modules())
     for name, training in plain["training"].items():
         modules[name].training = training

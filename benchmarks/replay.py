@@ -220,7 +220,7 @@ def png(grid: Tensor) -> str:
     """Return an image (3, H, W) in [0, 1] as a PNG in base64, a grey one where the channels are alike."""
     from PIL import Image
 
-    pixels = (grid.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    pixels = (grid.cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
     grey = bool((pixels == pixels[..., :1]).all())
     file = io.BytesIO()
     Image.fromarray((pixels[..., 0] if grey else pixels).numpy()).save(file, format="PNG", optimize=True)

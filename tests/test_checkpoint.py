@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from avl_plugins import _past_data
-from avl_plugins._plain import from_plain, to_plain
+from avl_plugins._capture import capture, restore
+from avl_plugins._plain import KIND, from_plain, to_plain
 from avl_plugins.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -458,6 +459,20 @@ def test_models_of_our_own_grow_through_their_extra_state(tmp_path):
     assert len(second.model.columns) == 2
     states = [[s.optimizer.state[p] for p in s.model.parameters()] for s in (strategy, second)]
     assert differences(*states) == []
+
+
+@pytest.mark.parametrize("model", ["incremental", "multihead"])
+def test_models_from_a_gpu_grow_here(model):
+    """As a file holds them that was saved on a GPU, loaded without one."""
+    stream = benchmark(model).train_stream
+    strategy = build("naive", model)
+    for experience in stream[:2]:
+        strategy.train(experience)
+    plain = capture(strategy)
+    plain["model"]["state"] = {k: {KIND: "device", "value": v} for k, v in plain["model"]["state"].items()}
+    second = build("naive", model, seed=4)
+    restore(second, plain)
+    assert differences(outcome(strategy), outcome(second)) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

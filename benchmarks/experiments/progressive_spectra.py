@@ -124,8 +124,10 @@ def _pruning(net: Any, afs: Any, test: Any, label: int, seed: int) -> dict[str, 
 
     from avl_plugins import pruning_curve
 
+    device = next(net.parameters()).device
+
     def accuracy(forward: Any) -> float:
-        right = sum(int((forward(x).argmax(1) == y).sum()) for x, y, *_ in test)
+        right = sum(int((forward(x.to(device)).argmax(1) == y.to(device)).sum()) for x, y, *_ in test)
         return right / sum(len(y) for _, y, *_ in test)
 
     generator = torch.Generator().manual_seed(seed)
