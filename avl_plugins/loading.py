@@ -18,7 +18,7 @@ from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader, Task
 from avalanche.core import SupervisedPlugin
 from avalanche.distributed.distributed_helper import DistributedHelper
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset, default_collate
 
 from avl_plugins.tensors import (
     Columns,
@@ -119,14 +119,16 @@ class InMemoryLoaderPlugin(SupervisedPlugin):
 
     Takes the place of Avalanche's *default* loader, in training and evaluation, and yields the same batches bit for
     bit: the order, ``shuffle``, ``drop_last``, batch size, task labels and dtypes are those of the loader it finds.
-    Data kept as tensors are gathered by index (:mod:`avl_plugins.tensors`); other data are read once, transforms
-    included, and held while they fit the cache. An experience with several task labels keeps Avalanche's
+    Data kept as tensors are gathered by index (:mod:`avl_plugins.tensors`); those that a leaf's ``gather`` computes are
+    computed once an experience in training, where they fit the cache. Other data are read once, transforms included,
+    and held while they fit the cache. An experience with several task labels keeps Avalanche's
     balanced loader in training, and so does a distributed run; a log line says so.
 
     Args:
         device: Where to hold the tensors of the current experience; None leaves them in host memory, and the
             strategy moves batch by batch.
-        cache_bytes: Bound on what is held of data that had to be read sample by sample, least recently used out first.
+        cache_bytes: Bound on what is held of data that had to be read sample by sample, least recently used out first,
+            and on the current experience's data that are computed once.
 
     Raises:
         ValueError: When an experience starts: its transforms are random (16 samples are drawn under two seeds),
@@ -201,7 +203,7 @@ class InMemoryLoaderPlugin(SupervisedPlugin):
                 f"InMemoryLoaderPlugin slices batches, but the data set has its own collate_fn {collate}; "
                 "remove the plugin for this data set"
             )
-        read = self._reader(dataset)
+        read = self._reader(dataset, again=default is TaskBalancedDataLoader and self.device is None)
         if self.device is not None:
             columns = tuple(column.to(self.device) for column in read(torch.arange(len(dataset))))
             read = partial(select, columns)
@@ -215,13 +217,20 @@ class InMemoryLoaderPlugin(SupervisedPlugin):
         )
         return strategy.dataloader
 
-    def _reader(self, dataset: Any) -> Callable[[Tensor], Columns]:
-        """Return how to read the data set's rows: from its tensors, else from the cache, which is filled if need be."""
+    def _reader(self, dataset: Any, *, again: bool) -> Callable[[Tensor], Columns]:
+        """Return how to read the data set's rows: from its tensors, else from the cache, which is filled if need be.
+
+        What its tensors are computed from is computed now if the rows are to be read again and again.
+        """
         parts = dataset_parts(dataset)
         if keeps_tensors(parts):
             if any(part.transforms for part in parts):
                 _refuse_random(dataset)
-            return batch_reader(dataset, parts)
+            read, rows = batch_reader(dataset, parts), torch.arange(len(dataset))
+            computes = len(parts) == 1 and not parts[0].transforms and type(parts[0].leaf) is not TensorDataset
+            if again and computes and len(rows) * sum(c.nbytes for c in read(rows[:1])) <= self.cache_bytes:
+                return partial(select, read(rows))
+            return read
         key = tuple((id(p.leaf), *map(id, p.transforms), _digest(p.rows), _digest(p.places)) for p in parts)
         if key in self._cache:
             self._cache.move_to_end(key)

@@ -168,7 +168,10 @@ def train_arm(
         eval_mb_size=5000,
         device=context.device,
         plugins=[*default_plugins(context, len(stream)), *plugins, clock],
-        evaluator=make_evaluator(context, *auroc_metrics(accuracy=True), *(den_metrics() if grows else [])),
+        # Avalanche's accuracy takes one logit for class 0, whatever it is.
+        evaluator=make_evaluator(
+            context, *auroc_metrics(accuracy=True), *(den_metrics() if grows else []), accuracy=False
+        ),
     )
     train_stream(strategy, benchmark, context, stream=settings.evaluate)
     matrix = accuracy_matrix(strategy, settings.evaluate, "AUROC_Exp")

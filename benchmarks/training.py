@@ -65,13 +65,16 @@ class Evaluator(EvaluationPlugin):
         return None
 
 
-def make_evaluator(context: Context, *more_metrics: Any) -> EvaluationPlugin:
-    """Accuracy, loss, forgetting and capacity, logged to the job's TensorBoard folder."""
+def make_evaluator(context: Context, *more_metrics: Any, accuracy: bool = True) -> EvaluationPlugin:
+    """Accuracy with its forgetting, loss and capacity, logged to the job's TensorBoard folder."""
     loggers = [TensorboardLogger(tb_log_dir=str(context.logdir))] if context.logdir else []
+    accuracies: list[Any] = []
+    if accuracy:
+        accuracies.append(accuracy_metrics(epoch=True, experience=True, stream=True))
+        accuracies.append(chaudhry_forgetting_metrics(experience=True, stream=True))
     return Evaluator(
-        accuracy_metrics(epoch=True, experience=True, stream=True),
+        *accuracies,
         loss_metrics(epoch=True, experience=True),
-        chaudhry_forgetting_metrics(experience=True, stream=True),
         capacity_metrics(),
         *more_metrics,
         loggers=loggers,

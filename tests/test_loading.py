@@ -24,6 +24,7 @@ from avl_plugins.checkpoint import load_checkpoint, save_checkpoint
 from avl_plugins.loading import InMemoryLoaderPlugin, TensorLoader
 from avl_plugins.resume import Resumable
 from avl_plugins.tensors import batches_in_memory, dataset_parts, dataset_tensors, keeps_tensors
+from benchmarks.datasets import Images
 
 
 class Recorder(SupervisedPlugin):
@@ -134,6 +135,22 @@ def test_tensors_held_on_a_device_give_the_same_run(digits_permuted):
     _, expected, _ = _run(digits_permuted, InMemoryLoaderPlugin())
     _, parameters, _ = _run(digits_permuted, InMemoryLoaderPlugin(device="cpu"))
     assert all(torch.equal(a, b) for a, b in zip(parameters, expected, strict=True))
+
+
+@pytest.mark.parametrize(("cache_bytes", "passes"), [(2**30, 1), (0, 2)])
+def test_images_are_computed_once_an_experience_where_they_fit(monkeypatch, digits_permuted, cache_bytes, passes):
+    """In training; an evaluation passes over them once anyway."""
+    gathered = []
+    gather = Images.gather
+    monkeypatch.setattr(Images, "gather", lambda self, rows: gathered.append(len(rows)) or gather(self, rows))
+    experience = digits_permuted.train_stream[0]
+    strategy = _strategy(InMemoryLoaderPlugin(cache_bytes=cache_bytes), train_epochs=2)
+    strategy.train(experience)
+    assert sum(gathered) == 1 + passes * len(experience.dataset)  # one sample is read to know how large they are
+    gathered.clear()
+    strategy.eval(digits_permuted.test_stream[:1])
+    assert sum(gathered) == len(digits_permuted.test_stream[0].dataset)
+    assert max(gathered) == 50
 
 
 def test_periodic_evaluation_leaves_the_training_loader_in_place(digits_permuted):
