@@ -23,6 +23,7 @@ A plugin with training of its own divides it into phases, which are then resumed
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from time import time
 from typing import Any
 
 from avalanche.core import BasePlugin, SupervisedPlugin
@@ -235,22 +236,34 @@ class CheckpointEvery(SupervisedPlugin):
         path: The file; each save replaces it.
         epochs: Save when this many epochs more are complete; None for not at epochs.
         iterations: Save when this many iterations more of an epoch or phase are complete; None for not at iterations.
+        seconds: Not within so many seconds of when the file was last written, as saving takes its time where epochs
+            are short.
 
     Raises:
-        ValueError: If `epochs` or `iterations` is below 1, or both are None.
+        ValueError: If `epochs` or `iterations` is below 1, or both are None, or `seconds` is negative.
         TypeError: In `train()`, if the strategy is not `Resumable`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, epochs: int | None = 1, iterations: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        epochs: int | None = 1,
+        iterations: int | None = None,
+        seconds: float = 0.0,
+    ) -> None:
         super().__init__()
         if epochs is None and iterations is None:
             raise ValueError("epochs, iterations: one of them has to be a number")
         for name, every in (("epochs", epochs), ("iterations", iterations)):
             if every is not None and every < 1:
                 raise ValueError(f"{name}: expected at least 1, got {every}")
+        if not seconds >= 0:
+            raise ValueError(f"seconds: expected a number from 0 on, got {seconds}")
         self.path = os.fspath(path)
         self.epochs = epochs
         self.iterations = iterations
+        self.seconds = seconds
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse a strategy that has no safe points."""
@@ -265,8 +278,14 @@ class CheckpointEvery(SupervisedPlugin):
         progress = strategy.progress
         inside = progress["iteration"] > 0
         every, done = (self.iterations, progress["iteration"]) if inside else (self.epochs, progress["epoch"])
-        if every is not None and done % every == 0:
+        if every is not None and done % every == 0 and not self._written_lately():
             save_checkpoint(strategy, self.path)
+
+    def _written_lately(self) -> bool:
+        try:
+            return self.seconds > 0 and time() - os.stat(self.path).st_mtime < self.seconds
+        except FileNotFoundError:
+            return False
 
 
 def phase(strategy: Any, name: str, *, epochs: int | None = None, iterations: int | None = None) -> Iterable[int]:

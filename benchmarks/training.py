@@ -22,6 +22,8 @@ from benchmarks.datasets import Arrays, cifar100, digits, mnist
 from benchmarks.domains import svhn
 from benchmarks.experiment import Context
 
+SECONDS_BETWEEN_SAVES = 20.0
+
 
 def load_arrays(name: str, context: Context) -> Arrays:
     """Images of the data set `name`, "mnist", "svhn", "cifar100" or "digits"; a ValueError names any other."""
@@ -237,13 +239,13 @@ def rounded(values: Sequence[float]) -> list[float]:
 
 
 def default_plugins(context: Context, experiences: int, *, resumable: bool = True) -> list[SupervisedPlugin]:
-    """The plugins every job on data has: batches from memory, a progress bar and, if wanted, a checkpoint an epoch."""
+    """The plugins every job on data has: batches from memory, a progress bar and, if wanted, checkpoints."""
     return [InMemoryLoaderPlugin(), *job_plugins(context, experiences, resumable=resumable)]
 
 
 def job_plugins(context: Context, experiences: int, *, resumable: bool = True) -> list[SupervisedPlugin]:
-    """The plugins every job has: a progress bar and, if wanted, a checkpoint each epoch."""
+    """The plugins every job has: a progress bar and, if wanted, a checkpoint at the end of an epoch."""
     plugins: list[SupervisedPlugin] = [ProgressPlugin(context, experiences)]
     if resumable and context.checkpoint is not None:
-        plugins.append(CheckpointEvery(context.checkpoint))
+        plugins.append(CheckpointEvery(context.checkpoint, seconds=SECONDS_BETWEEN_SAVES))
     return plugins

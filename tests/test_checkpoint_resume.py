@@ -1,5 +1,8 @@
 """Resuming inside an experience: at epoch ends, in the middle of epochs, and in a plugin's own phases."""
 
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
@@ -208,11 +211,29 @@ def test_checkpoint_every(tmp_path, monkeypatch):
     assert [(s["epoch"], s["iteration"]) for s in saves] == [(0, 2), (1, 2), (2, 0), (2, 2)]
 
 
+def test_checkpoint_every_leaves_seconds_between_saves(tmp_path, monkeypatch):
+    now, saves = [0.0], []
+
+    def save(strategy, path):
+        saves.append(strategy.progress["epoch"])
+        with open(path, "w"):
+            os.utime(path, (now[0], now[0]))
+
+    monkeypatch.setattr("avl_plugins.resume.time", lambda: now[0])
+    monkeypatch.setattr("avl_plugins.resume.save_checkpoint", save)
+    every = CheckpointEvery(tmp_path / "a", seconds=5)
+    for epoch, at in enumerate((1, 4, 5, 6, 9.5, 11, 16, 20, 21)):
+        now[0] = at
+        every.safe_point(SimpleNamespace(progress={"epoch": epoch, "iteration": 0}))
+    assert saves == [0, 3, 5, 6, 8]
+
+
 def test_checkpoint_every_errors(tmp_path):
     for arguments, message in (
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
         ({"iterations": -1}, "iterations: expected at least 1"),
         ({"epochs": None}, "one of them has to be a number"),
+        ({"seconds": -1}, "seconds: expected a number from 0 on, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             CheckpointEvery(tmp_path / "run.pt", **arguments)
