@@ -131,13 +131,13 @@ class ProgressFile:
 
     def __init__(self, job: Job, started: float) -> None:
         self.job, self.started = job, started
-        self.next = 0.0
+        self.next, self.ended = 0.0, False
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
         """Note that `done` of `total` steps are done."""
         now = time.monotonic()
-        if now >= self.next or done >= total:
-            self.next = now + 0.2
+        if now >= self.next or (done >= total and not self.ended):
+            self.next, self.ended = now + 0.2, done >= total
             _replace(self.job.progress, json.dumps([done, total, text]))
             self.note_seconds()
 

@@ -138,6 +138,9 @@ def test_the_seconds_of_a_killed_job_are_known_as_soon_as_it_can_be_resumed(tmp_
     progress(2, 4)
     assert 100 <= float(job.clock.read_text()) < 160
     assert json.loads(job.progress.read_text()) == [2, 4, ""]
+    for text in ("the end", "and again"):  # the end is noted at once, but not over and over
+        progress(4, 4, text)
+    assert json.loads(job.progress.read_text()) == [4, 4, "the end"]
 
     # Killed here, without a last word.
     resumed = dataclasses.replace(job, plan=make_plan(tmp_path, resume=True, threads=1))
