@@ -26,11 +26,13 @@ def den_figure(runs: Sequence[Run], arms: Sequence[str], numbers: Mapping[str, A
         tasks: Numbers, from 1, of the tasks of the third panel.
     """
     import numpy as np
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(11, 8), layout="constrained")
     (over, against), (single, units) = fig.subplots(2, 2)
-    colours = {arm: f"C{k % 10}" for k, arm in enumerate(CURVES)}
+    palette = [*colormaps["tab10"].colors, *colormaps["Dark2"].colors]  # type: ignore[attr-defined]
+    colours = dict(zip(dict.fromkeys((*CURVES, *arms)), palette, strict=False))
     by_arm = {arm: [run for run in runs if run.arm == arm] for arm in arms}
     for arm in CURVES:
         matrices = [run.measurements["matrix"] for run in by_arm.get(arm, [])]
@@ -44,27 +46,27 @@ def den_figure(runs: Sequence[Run], arms: Sequence[str], numbers: Mapping[str, A
     over.set(xlabel="tasks learnt", ylabel="AUROC, tasks so far", title="dashed: the paper")
     if over.has_data():
         over.legend(fontsize="small", ncols=2)
-    for k, (arm, own) in enumerate(by_arm.items()):
+    for arm, own in by_arm.items():
         if own:
             size = 100 * np.mean([run.measurements["capacity"] for run in own])
             y = [auroc_at_end(run) for run in own]
-            against.errorbar(size, np.mean(y), np.std(y), fmt="o", ms=4, color=f"C{k % 10}")
+            against.errorbar(size, np.mean(y), np.std(y), fmt="o", ms=4, color=colours[arm])
             against.annotate(arm, (size, float(np.mean(y))), fontsize=7, xytext=(3, 3), textcoords="offset points")
         for size, y in numbers.get("points", {}).get(arm, []):
-            against.plot(size, y, "x", ms=5, color=f"C{k % 10}")
+            against.plot(size, y, "x", ms=5, color=colours[arm])
     against.set(
         xlabel="capacity (% of one network)", ylabel="AUROC at the end", xscale="log", title="crosses: the paper"
     )
-    for k, arm in enumerate(DRIFT):
+    for arm in DRIFT:
         own = by_arm.get(arm, [])
         for task in tasks:
             curves = [[row[task - 1] for row in run.measurements["matrix"][task - 1 :]] for run in own]
             if curves and curves[0]:
                 mean = np.array(curves).mean(0)
                 label = arm if task == tasks[0] else None
-                single.plot(np.arange(task, task + len(mean)), mean, "-o", ms=3, color=f"C{k}", label=label)
+                single.plot(np.arange(task, task + len(mean)), mean, "-o", ms=3, color=colours[arm], label=label)
             if values := numbers.get("drift", {}).get(str(task), {}).get(arm):
-                single.plot(np.arange(task, task + len(values)), values, "--", lw=0.8, color=f"C{k}")
+                single.plot(np.arange(task, task + len(values)), values, "--", lw=0.8, color=colours[arm])
     single.set(xlabel="tasks learnt", ylabel="AUROC of one task", title="tasks " + ", ".join(map(str, tasks)))
     if single.has_data():
         single.legend(fontsize="small")
