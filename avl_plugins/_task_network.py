@@ -21,8 +21,9 @@ def by_task(forward_single_task: Callable[[Tensor, int], Tensor], x: Tensor, tas
     """Return the outputs for a task label, or for one a sample; those that a task does not have are `MASK`."""
     if not isinstance(task_labels, Tensor):
         return forward_single_task(x, task_label(task_labels))
-    if len(task_labels) and bool((task_labels == task_labels[0]).all()):  # `unique` would sort them in each step
-        return forward_single_task(x, int(task_labels[0]))
+    first = task_labels.flatten()[:1]
+    if len(first) and bool((task_labels == first).all()):  # `unique` would sort them in each step
+        return forward_single_task(x, int(first))
     labels: list[int] = torch.unique(task_labels).tolist()
     places = [(task_labels == label).nonzero().squeeze(1) for label in labels]
     parts = [forward_single_task(x[place], label) for place, label in zip(places, labels, strict=True)]

@@ -220,7 +220,7 @@ class InMemoryLoaderPlugin(SupervisedPlugin):
     def _reader(self, dataset: Any, *, again: bool) -> Callable[[Tensor], Columns]:
         """Return how to read the data set's rows: from its tensors, else from the cache, which is filled if need be.
 
-        What its tensors are computed from is computed now if the rows are to be read again and again.
+        Where its tensors are computed from others, that is done now if the rows are to be read `again` and again.
         """
         parts = dataset_parts(dataset)
         if keeps_tensors(parts):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from avl_plugins import ProgressiveNetwork
-from avl_plugins._task_network import MASK
+from avl_plugins._task_network import MASK, by_task
 from avl_plugins.progressive.adapters import reduced_width
 
 KINDS = ["mlp", "linear", None]
@@ -243,6 +243,16 @@ def test_a_frozen_column_loses_the_gradient_it_had():
     net(torch.randn(5, 6), 10).sum().backward()
     net.add_column(50, 2)
     assert all(p.grad is None for p in net.columns[0].parameters())
+
+
+def test_one_label_may_be_a_number_a_scalar_or_one_a_sample():
+    def forward(x, label):
+        return x * label
+
+    x = torch.arange(3.0)[:, None]
+    for labels in (4, torch.tensor(4), torch.tensor([4, 4, 4])):
+        assert torch.equal(by_task(forward, x, labels), 4 * x)
+    assert torch.equal(by_task(forward, x, torch.tensor([4, 5, 4])), x * torch.tensor([[4], [5], [4]]))
 
 
 def test_a_batch_of_several_tasks_is_the_tasks_apart():
