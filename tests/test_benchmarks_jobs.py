@@ -235,6 +235,19 @@ def test_threads_are_shared_out_among_the_jobs(tmp_path):
     assert make_plan(tmp_path, jobs=1, threads=3).threads_each == 3
 
 
+def test_denormal_numbers_are_zero_in_a_job(tmp_path):
+    def product():
+        return float(torch.tensor(2e-38) * 0.1)
+
+    torch.set_flush_denormal(False)
+    assert product() > 0
+    run_all([Job(make_plan(tmp_path, threads=1), "good", 0)])
+    try:
+        assert product() == 0
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_settings_become_options_with_the_scale_s_defaults():
     patterns = find_experiment("ewc-patterns")
     options = parse(patterns, ["--scale", "smoke", "--n", "60", "--arms", "ewc", "sgd", "--resume"])
