@@ -18,7 +18,7 @@ from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader, Task
 from avalanche.core import SupervisedPlugin
 from avalanche.distributed.distributed_helper import DistributedHelper
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset, default_collate
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
 from avl_plugins.tensors import (
     Columns,
@@ -226,11 +226,7 @@ class InMemoryLoaderPlugin(SupervisedPlugin):
         if keeps_tensors(parts):
             if any(part.transforms for part in parts):
                 _refuse_random(dataset)
-            read, rows = batch_reader(dataset, parts), torch.arange(len(dataset))
-            computes = len(parts) == 1 and not parts[0].transforms and type(parts[0].leaf) is not TensorDataset
-            if again and computes and len(rows) * sum(c.nbytes for c in read(rows[:1])) <= self.cache_bytes:
-                return partial(select, read(rows))
-            return read
+            return batch_reader(dataset, parts, ahead_bytes=self.cache_bytes if again else 0)
         key = tuple((id(p.leaf), *map(id, p.transforms), _digest(p.rows), _digest(p.places)) for p in parts)
         if key in self._cache:
             self._cache.move_to_end(key)

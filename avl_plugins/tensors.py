@@ -120,12 +120,20 @@ class Batches(Iterator[Columns]):
         return self._read(now)
 
 
-def batch_reader(dataset: Any, parts: list[Part]) -> Callable[[Tensor], Columns]:
-    """Return a function from positions in a data set that keeps tensors to the columns of these samples."""
+def batch_reader(dataset: Any, parts: list[Part], *, ahead_bytes: int = 0) -> Callable[[Tensor], Columns]:
+    """Return a function from positions in a data set that keeps tensors to the columns of these samples.
+
+    Args:
+        dataset: The data set.
+        parts: Its parts, as `dataset_parts` gives them.
+        ahead_bytes: What a leaf's `gather` computes is computed now if it takes no more than this.
+    """
     attributes = attribute_columns(dataset)
-    if len(parts) == 1 and not parts[0].transforms:  # straight from the leaf: nothing is copied beforehand
+    if len(parts) == 1 and not parts[0].transforms:
         leaf, own = parts[0].leaf, parts[0].rows
-        return lambda rows: _leaf_rows(leaf, own[rows]) + select(attributes, rows)
+        computed = ahead_bytes > 0 and type(leaf) is not TensorDataset
+        if not computed or len(own) * sum(c.nbytes for c in _leaf_rows(leaf, own[:1])) > ahead_bytes:
+            return lambda rows: _leaf_rows(leaf, own[rows]) + select(attributes, rows)  # nothing is copied beforehand
     columns = sample_columns(dataset, parts) + attributes
     return lambda rows: select(columns, rows)
 

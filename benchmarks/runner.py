@@ -162,7 +162,7 @@ def _seconds_before(job: Job) -> float:
 
 
 def _device(wanted: str, threads: int) -> tuple[str, str]:
-    """Device and its name for the record; sets torch's threads on the way, and what denormal numbers are."""
+    """Device and its name for the record; sets torch's threads on the way, and denormal numbers to zero."""
     import torch
 
     torch.set_num_threads(threads)

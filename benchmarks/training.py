@@ -23,6 +23,7 @@ from benchmarks.domains import svhn
 from benchmarks.experiment import Context
 
 SECONDS_BETWEEN_SAVES = 20.0
+"""Seconds of work that a killed job may lose, and do again, where its epochs are shorter."""
 
 
 def load_arrays(name: str, context: Context) -> Arrays:
