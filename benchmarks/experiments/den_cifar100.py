@@ -50,7 +50,7 @@ class Settings(DENSettings):
     """Images in a mini-batch."""
     validation: int = 5000
     """Training images held out."""
-    l2_lambdas: tuple[float, ...] = (0.001, 0.01, 0.1, 1, 10)
+    l2_lambdas: tuple[float, ...] = (0.001, 0.01, 0.1, 1, 10, 100)
     """Weights that are searched."""
     expand_by: int | tuple[int, ...] = (1, 1, 1, 4, 2)
     """k, units added to a layer and task, before group lasso takes some away; or a number for each layer."""
