@@ -50,7 +50,7 @@ def reinforcement(arrays: Arrays, rounds: int) -> list[Line]:
         return []
     from avl_plugins.rl import AtariEnv
 
-    env = AtariEnv(game=GAME, threads=torch.get_num_threads())(ENVS)
+    env = AtariEnv(game=GAME, threads=torch.get_num_threads(), first_core=0)(ENVS)
     what = f"agent steps a second, {GAME}"
     lines: list[Line] = []
     for rollout in ROLLOUTS:

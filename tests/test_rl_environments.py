@@ -1,7 +1,9 @@
 """Environment factories of Atari, Pong's variants and MinAtar, and scores as people's and random play's."""
 
+import os
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +70,34 @@ def test_the_same_seed_gives_the_same_run_whatever_the_threads(pong):
     assert (one[:, 0] != pong[:, 0]).any()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what Linux says of threads")
+def test_threads_are_bound_to_cores_and_yield_to_who_called(pong):
+    pytest.importorskip("ale_py")
+    core = min(os.sched_getaffinity(0))
+    tasks, own = Path("/proc/self/task"), os.sched_getscheduler(0)
+    before = set(tasks.iterdir())
+    env = AtariEnv(game="pong", full_actions=False, threads=1, first_core=core)(2)
+    (thread,) = set(tasks.iterdir()) - before
+    assert os.sched_getaffinity(int(thread.name)) == {core}
+    assert os.sched_getscheduler(int(thread.name)) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == own
+    np.testing.assert_array_equal(play(env, 60)[0], pong)
+    env.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="another system's threads")
+def test_threads_are_bound_where_the_system_refuses_another_scheduler(monkeypatch, pong):
+    pytest.importorskip("ale_py")
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    env = AtariEnv(game="pong", full_actions=False, threads=1, first_core=min(os.sched_getaffinity(0)))(2)
+    np.testing.assert_array_equal(play(env, 60)[0], pong)
+    env.close()
+
+
 def test_an_episode_ends_with_its_last_observation_and_the_next_step_begins_another():
     pytest.importorskip("ale_py")
     make = AtariEnv(game="breakout", max_frames=40, noop_max=0, threads=1)
@@ -116,13 +146,16 @@ def test_rewards_are_the_games_own():
         ({"frameskip": 0}, "frameskip must be at least 1"),
         ({"max_frames": 0}, "max_frames must be at least 1"),
         ({"threads": -1}, "threads must be at least 0"),
+        ({"first_core": 0}, "first_core: pass threads, too, how many cores from 0 on; it is 0"),
+        ({"first_core": -1, "threads": 1}, "first_core: 1 threads from core -1 on, and this process may use the cores"),
+        ({"first_core": 0, "threads": 4096}, "first_core: 4096 threads from core 0 on"),
         ({"sticky_actions": 1.5}, "sticky_actions must be a probability"),
     ],
 )
 def test_atari_says_what_is_wrong(arguments, said):
     pytest.importorskip("ale_py")
     with pytest.raises(ValueError, match=said):
-        AtariEnv(**{"game": "pong", **arguments})
+        AtariEnv(**{"game": "pong", **arguments})(1)
 
 
 def test_wrong_actions_and_seeds_are_refused_before_ale_sees_them():

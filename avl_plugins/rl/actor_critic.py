@@ -162,7 +162,7 @@ class ActorCritic(RLTemplate):
     @torch.no_grad()
     def _rollout(self, environments: Environments, length: int) -> list[Tensor]:
         observations = environments.observations
-        seen = observations.new_empty((length, *observations.shape))
+        seen = self._scratch("states", (length, *observations.shape), observations.dtype, observations.device)
         kinds = [torch.float32, torch.bool, torch.bool, torch.bool]
         rewards, terminated, truncated, valid = (torch.empty(length, self.num_envs, dtype=kind) for kind in kinds)
         actions = torch.empty(length, self.num_envs, dtype=torch.long)

@@ -23,6 +23,7 @@ from avl_plugins.metrics.rl import return_metrics
 from avl_plugins.resume import CheckpointEvery, Resumable
 from avl_plugins.rl.environments import Environments, Episode
 from avl_plugins.rl.loaders import Evaluation, Visit
+from avl_plugins.rl.scratch import Scratch
 from avl_plugins.rl.stream import RLExperience
 
 __all__ = ["RLTemplate"]
@@ -124,7 +125,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
         self.gamma, self.reward_clip, self.max_grad_norm = gamma, reward_clip, max_grad_norm
         self.eval_episodes, self.eval_envs = eval_episodes, eval_envs
         self.channels_last, self.acting_threads = channels_last, acting_threads
-        self._input: Tensor | None = None
+        self._scratch = Scratch()
         self.seed = torch.initial_seed() if seed is None else seed
         self.steps, self.updates = 0, 0
         self.steps_of: Counter[int] = Counter()
@@ -339,13 +340,12 @@ class RLTemplate(Resumable, SupervisedTemplate):
         x, *others = self.mbatch
         last = self.channels_last and self.is_training and x.ndim == 4
         form = torch.channels_last if last else torch.contiguous_format
-        if self._input is None or self._input.shape != x.shape or not self._input.is_contiguous(memory_format=form):
-            self._input = torch.empty(x.shape, device=self.device, memory_format=form)
-        # In the same memory every time: that for many images is costlier to get than to fill.
-        self._input.copy_(x)
+        scaled = self._scratch("input", x.shape, torch.float32, self.device, form)
+        # Bytes change their order in half the time that floats take.
+        scaled.copy_(x.contiguous(memory_format=form) if x.dtype == torch.uint8 else x)
         if x.dtype == torch.uint8:
-            self._input.div_(255)
-        self.mbatch = [self._input, *(other.to(self.device) for other in others)]
+            scaled.div_(255)
+        self.mbatch = [scaled, *(other.to(self.device) for other in others)]
 
     def _enter(self, experience: Any) -> None:
         if not isinstance(experience, RLExperience):
