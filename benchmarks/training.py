@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.core import SupervisedPlugin
-from avalanche.evaluation.metric_definitions import PluginMetric
+from avalanche.evaluation.metric_definitions import GenericPluginMetric, PluginMetric
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.logging import BaseLogger, TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
@@ -52,20 +52,21 @@ class Evaluator(EvaluationPlugin):
     def __init__(self, *metrics: Any, **options: Any) -> None:
         super().__init__(*metrics, **options)
         hooks = [name for name in dir(PluginMetric) if name.startswith(("before_", "after_"))]
-        bases = (PluginMetric, BaseLogger)
-        self.idle_hooks = tuple(
-            hook
-            for hook in hooks
-            if all(
-                not hasattr(own, hook) or any(getattr(type(own), hook) is getattr(base, hook, None) for base in bases)
-                for own in (*self.metrics, *self.loggers)
-            )
-        )
+        listeners = (*self.metrics, *self.loggers)
+        self.idle_hooks = tuple(hook for hook in hooks if all(_is_idle(own, hook) for own in listeners))
 
     def _update_metrics_and_loggers(self, strategy: Any, callback: str) -> Any:
         if callback not in self.idle_hooks or self._metric_values:
             return super()._update_metrics_and_loggers(strategy, callback)
         return None
+
+
+def _is_idle(listener: Any, hook: str) -> bool:
+    """Return whether a metric or logger does nothing in a hook."""
+    own = getattr(type(listener), hook, None)
+    if own is GenericPluginMetric.before_training_iteration:
+        return listener._reset_at != "iteration"
+    return own is None or any(own is getattr(base, hook, None) for base in (PluginMetric, BaseLogger))
 
 
 def make_evaluator(context: Context, *more_metrics: Any, accuracy: bool = True) -> EvaluationPlugin:
