@@ -156,23 +156,8 @@ def train_arm(
         seconds = timed(lambda: train_jointly(base.to(context.device), benchmark.train_stream, settings, context))
         return {"matrix": [rounded([auroc(base, own) for own in stream])], "capacity": 1.0, "seconds": [seconds]}
     model: Any = ProgressiveNetwork(body(), features=features) if arm == "progressive" else network()
-    clock = Seconds()
     plugins = make_plugins(arm, settings)
-    grows = isinstance(plugins[0], DENPlugin)
-    strategy = Training(
-        model=model,
-        optimizer=adam(model, settings),
-        criterion=one_vs_rest_loss,
-        train_mb_size=settings.batch_size,
-        train_epochs=settings.epochs,
-        eval_mb_size=5000,
-        device=context.device,
-        plugins=[*default_plugins(context, len(stream)), *plugins, clock],
-        # Avalanche's accuracy takes one logit for class 0, whatever it is.
-        evaluator=make_evaluator(
-            context, *auroc_metrics(accuracy=True), *(den_metrics() if grows else []), accuracy=False
-        ),
-    )
+    strategy, clock = make_strategy(model, plugins, settings, context, len(stream))
     train_stream(strategy, benchmark, context, stream=settings.evaluate)
     matrix = accuracy_matrix(strategy, settings.evaluate, "AUROC_Exp")
     seconds_by_task = list(clock.seconds)
@@ -183,8 +168,30 @@ def train_arm(
         "matrix": [rounded(row) for row in matrix],
         "capacity": model.capacity() if hasattr(model, "capacity") else count_weights(model) / base_weights,
         "seconds": seconds_by_task,
-        "growth": growth_table(plugins[0].history) if grows else [],
+        "growth": growth_table(plugins[0].history) if isinstance(plugins[0], DENPlugin) else [],
     }
+
+
+def make_strategy(
+    model: nn.Module, plugins: Sequence[SupervisedPlugin], settings: Any, context: Context, experiences: int
+) -> tuple[Any, Seconds]:
+    """Return the strategy of an arm that is trained on one task after another, and what takes its time."""
+    clock = Seconds()
+    grows = isinstance(plugins[0], DENPlugin)
+    # Avalanche's accuracy takes one logit for class 0, whatever it is.
+    metrics = [*auroc_metrics(accuracy=True), *(den_metrics() if grows else [])]
+    strategy = Training(
+        model=model,
+        optimizer=adam(model, settings),
+        criterion=one_vs_rest_loss,
+        train_mb_size=settings.batch_size,
+        train_epochs=settings.epochs,
+        eval_mb_size=5000,
+        device=context.device,
+        plugins=[*default_plugins(context, experiences), *plugins, clock],
+        evaluator=make_evaluator(context, *metrics, accuracy=False),
+    )
+    return strategy, clock
 
 
 def adam(model: nn.Module, settings: Any) -> torch.optim.Optimizer:

@@ -32,6 +32,7 @@ from benchmarks.datasets import Arrays, permuted
 from benchmarks.experiment import Context, write_atomically
 from benchmarks.jobs import commit
 from benchmarks.models import mlp
+from benchmarks.perf_den import selective
 from benchmarks.perf_progressive import columns
 from benchmarks.perf_replay import replay
 from benchmarks.perf_rl import absent, reinforcement
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     arrays = load_arrays(options.data, Context(data_root_override=options.data_root))
     lines: list[Line] = []
     parts = {"epochs": epochs, "Fishers": fishers, "steps": steps, "columns": columns, "replay": replay}
-    parts |= {"agents": reinforcement}
+    parts |= {"selective retraining": selective, "agents": reinforcement}
     for title, part in parts.items():
         with console.status(f"measuring {title}"):
             lines += part(arrays, options.rounds)

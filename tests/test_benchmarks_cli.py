@@ -252,12 +252,18 @@ def test_perf_compares_every_alternative(tmp_path):
     ours = lines["epoch, ours", "bare loop"]
     assert ours["ratio"] == pytest.approx(ours["seconds"] / bare)
     assert ours["met"] == (ours["ratio"] <= 1.8)
-    assert len([line for line in lines.values() if line["target"]]) == 17 + agents
+    assert len([line for line in lines.values() if line["target"]]) == 18 + agents
     doubled = lines["step on real and replayed batch, bare", "without"]
     plain = lines["step without replay, bare", ""]
     assert doubled["ratio"] == pytest.approx(doubled["seconds"] / plain["seconds"])
     assert doubled["ratio"] > 1, "it does more"
     assert "epoch, ours" in ran.stdout
+    task = "DEN, a task of den-mnist-variation, one thread"
+    selective, full = (
+        lines[f"{task}, selective retraining", "full retraining / this"],
+        lines[f"{task}, full retraining", ""],
+    )
+    assert selective["ratio"] == pytest.approx(full["seconds"] / selective["seconds"])
 
 
 def test_the_demo_says_what_it_leaves_out_without_gymnasium(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from avalanche.core import SupervisedPlugin
-from torch import nn
+from torch import Tensor, nn
 
 from avl_plugins.den.checks import check_use, each_layer
 from avl_plugins.den.drift import Anchor, Before, anchors, drift_penalty, pull_back_
@@ -13,7 +13,7 @@ from avl_plugins.den.duplication import drifted_units, drifts, split_units
 from avl_plugins.den.expansion import add_units, empty_units, remove_units
 from avl_plugins.den.head_inputs import HeadInputs, head_inputs
 from avl_plugins.den.network import DynamicallyExpandableNetwork
-from avl_plugins.den.phases import add_squares, join_groups, mean_loss, proximal_step, train_only
+from avl_plugins.den.phases import add_decay, half_squares, join_groups, mean_loss, proximal_step, train_only
 from avl_plugins.den.selection import select_units
 from avl_plugins.den.stand_in import NewUnits, Selected
 from avl_plugins.resume import phase
@@ -74,8 +74,8 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         split: Phase 4.
 
     Attributes:
-        history: For each task a dict: "label", "selected" (inputs, then units of each layer), "loss", and by layer
-            "added", "removed", "drift" (the largest) and "split".
+        history: For each task a dict: "label", "selected" (inputs, then units of each layer), "loss" where expansion
+            is switched on, and by layer "added", "removed", "drift" (the largest) and "split".
 
     Raises:
         TypeError: In `train()`, if the strategy's model is no `DynamicallyExpandableNetwork`.
@@ -232,13 +232,17 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if self.step == "head":
             self._running = [self._running[0] + float(strategy.loss.detach()), self._running[1] + 1]
         network: DynamicallyExpandableNetwork = strategy.model
-        if self.step == "retraining" and self.l2:
-            stand_in: Any = network.stand_in
-            strategy.loss = strategy.loss + add_squares(stand_in.weights, self.l2)
+        if decayed := self._decayed(network):
+            strategy.loss = strategy.loss + half_squares(decayed, self.l2)
         if weight := self._drift_weight():
             with torch.set_grad_enabled(self.drift_step == "gradient"):
                 penalty = weight * drift_penalty(self._anchored(network))
             strategy.loss = strategy.loss + penalty
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the gradient of the penalty that has none by autograd."""
+        if decayed := self._decayed(strategy.model):
+            add_decay(decayed, self.l2)
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Take the phase's proximal steps."""
@@ -291,6 +295,10 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             return self.drift_lambda
         return self.retraining_drift if self.step in ("retraining", "full") else 0.0
 
+    def _decayed(self, network: Any) -> list[Tensor]:
+        """Return the weights that mu ||W||^2 is about in this phase."""
+        return list(network.stand_in.weights.parameters()) if self.step == "retraining" and self.l2 else []
+
     def _anchored(self, network: DynamicallyExpandableNetwork) -> list[Anchor]:
         """Return what the drift penalty is about, the same list all through a phase."""
         if not self._anchors:
@@ -324,12 +332,8 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def _before_expansion(self, strategy: Any) -> None:
         network: DynamicallyExpandableNetwork = strategy.model
-        data = strategy.experience
-        if self.validation_stream is not None:
-            data = self.validation_stream[data.current_experience]
-        loss = mean_loss(strategy, network.labels[-1], data.dataset.eval())  # the selected part is faster
+        loss = self._loss_before_expansion(strategy) if self.expand else 0.0
         self._write_back(network)
-        self.history[-1]["loss"] = loss
         self._expanding = self.expand == "constant" or (self.expand == "dynamic" and loss > self.loss_threshold)
         if self._expanding:
             counts = each_layer(self.expand_by, len(network.layers))
@@ -337,6 +341,14 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             self.history[-1] |= {"added": counts, "removed": [0] * len(counts)}
             network.stand_in = NewUnits(network, counts)
             self._train_only(strategy, network.stand_in)
+
+    def _loss_before_expansion(self, strategy: Any) -> float:
+        network, data = strategy.model, strategy.experience
+        if self.validation_stream is not None:
+            data = self.validation_stream[data.current_experience]
+        # Before what was trained is written back: the selected part is faster.
+        loss = self.history[-1]["loss"] = mean_loss(strategy, network.labels[-1], data.dataset.eval())
+        return loss
 
     def _before_drift(self, strategy: Any) -> None:
         network: DynamicallyExpandableNetwork = strategy.model
