@@ -46,17 +46,19 @@ def den_figure(runs: Sequence[Run], arms: Sequence[str], numbers: Mapping[str, A
     over.set(xlabel="tasks learnt", ylabel="AUROC, tasks so far", title="dashed: the paper")
     if over.has_data():
         over.legend(fontsize="small", ncols=2)
+    ends: dict[str, tuple[float, float]] = {}
     for arm, own in by_arm.items():
         if own:
-            size = 100 * np.mean([run.measurements["capacity"] for run in own])
+            size = 100 * float(np.mean([run.measurements["capacity"] for run in own]))
             y = [auroc_at_end(run) for run in own]
             against.errorbar(size, np.mean(y), np.std(y), fmt="o", ms=4, color=colours[arm])
-            against.annotate(arm, (size, float(np.mean(y))), fontsize=7, xytext=(3, 3), textcoords="offset points")
+            ends[arm] = (size, float(np.mean(y)))
         for size, y in numbers.get("points", {}).get(arm, []):
             against.plot(size, y, "x", ms=5, color=colours[arm])
     against.set(
         xlabel="capacity (% of one network)", ylabel="AUROC at the end", xscale="log", title="crosses: the paper"
     )
+    _names(against, ends, colours)
     for arm in DRIFT:
         own = by_arm.get(arm, [])
         for task in tasks:
@@ -72,6 +74,18 @@ def den_figure(runs: Sequence[Run], arms: Sequence[str], numbers: Mapping[str, A
         single.legend(fontsize="small")
     _units(units, by_arm.get("den", []))
     return fig
+
+
+def _names(axes: Any, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, Any]) -> None:
+    """Write each arm's name beside its point, above another's that it would cover."""
+    low, high = axes.get_ylim()
+    line = (high - low) / 32
+    taken: list[tuple[float, float]] = []
+    for arm, (size, y) in sorted(ends.items(), key=lambda item: item[1][1]):
+        below = [other for near, other in taken if 1 / 1.3 < size / near < 1.3 and other > y - line]
+        place = max(below, default=y - line) + line
+        taken.append((size, place))
+        axes.text(1.03 * size, place, arm, fontsize=7, color=colours[arm], clip_on=False)
 
 
 def _units(axes: Any, runs: Sequence[Run]) -> None:
@@ -91,4 +105,5 @@ def _units(axes: Any, runs: Sequence[Run]) -> None:
             axes.plot([numbers[task] for task in by_task], means, style, color=f"C{layer - 1}", label=label)
     axes.set(xlabel="task", ylabel="units", title="DEN: selected, added (dashed), split (dotted)", yscale="symlog")
     if rows:
-        axes.legend(fontsize="small")
+        # Below: lines are everywhere, at 0, at the few units that are added and at the many that are selected.
+        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=5)
