@@ -1,14 +1,15 @@
 """Speed of reinforcement learning beside that of the bare environment and of stable-baselines3's actor-critic.
 
 Pong, 16 environments, the column of Rusu et al. 2016 (12 maps of 8x8 by 4, 4x4 by 2 and 3x4, 256 units), RMSProp.
-ALE steps the environments on as many threads as torch has. A loop is environments, inference and learning, without what
-comes before and after; loops take turns after every `STEPS` agent steps, and act in the same environments, which are
-slow to make. Both learn with images in torch's channels-last format, as gradients of so few maps then cost half, and
-both act with one thread of torch, which leaves the cores to the environments.
+ALE steps the environments on as many threads as torch has, each bound to a core. A loop is environments, inference and
+learning, without what comes before and after; loops take turns after every `STEPS` agent steps, and act in the same
+environments, which are slow to make. Both learn with images in torch's channels-last format, as gradients of so few
+maps then cost half, and both act with one thread of torch, which leaves the cores to the environments.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import warnings
 from collections.abc import Callable, Mapping
@@ -50,7 +51,8 @@ def reinforcement(arrays: Arrays, rounds: int) -> list[Line]:
         return []
     from avl_plugins.rl import AtariEnv
 
-    env = AtariEnv(game=GAME, threads=torch.get_num_threads(), first_core=0)(ENVS)
+    threads = torch.get_num_threads()
+    env = AtariEnv(game=GAME, threads=threads, first_core=first_core(threads))(ENVS)
     what = f"agent steps a second, {GAME}"
     lines: list[Line] = []
     for rollout in ROLLOUTS:
@@ -65,6 +67,12 @@ def reinforcement(arrays: Arrays, rounds: int) -> list[Line]:
             lines.append(compare_rates(text, rate["ours"], rate["theirs"], "stable-baselines3's A2C", 1.0))
     env.close()
     return lines
+
+
+def first_core(threads: int) -> int | None:
+    """Return the first of so many cores in a row that this process may use; None if there are none."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    return next((core for core in sorted(cores) if cores.issuperset(range(core, core + threads))), None)
 
 
 def column() -> nn.Sequential:

@@ -1,6 +1,7 @@
 """The part of perf on reinforcement learning, on few environments and steps."""
 
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -100,3 +101,8 @@ def test_what_is_not_installed_is_named(monkeypatch):
     without(monkeypatch, "ale_py")
     assert perf_rl.absent()[0].startswith("gymnasium and ale-py are not installed")
     assert perf_rl.reinforcement(None, 1) == []
+
+
+def test_cores_in_a_row_are_found_among_those_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4, 5, 6}, raising=False)
+    assert [perf_rl.first_core(threads) for threads in (1, 2, 3, 4)] == [1, 4, 4, None]
