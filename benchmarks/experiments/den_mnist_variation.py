@@ -14,9 +14,9 @@ seed 100, in trials that are not recorded here: l1 of 0.003 to 0.1, group_lasso 
 retraining_drift, equal to it) 0.25, 2 or 10, and splits from a drift of 0.05, 0.01 or 0.003 on, not all combinations;
 of these the best with a capacity below 2; then, with what had been an error put right, 10 by the gradient against 1 and
 10 by a proximal step, which kept the first task best. The l1 of "selective" is for about as few units as in the paper.
-Epochs, k and tau were not searched. "plain" and "selective" are timed with nothing else running; the work
-of Avalanche's steps, which is the same for both, is in their seconds, and "selective" first trains the head for a few
-epochs.
+Epochs, k and tau were not searched. "plain" and "selective" are timed with nothing else running, and in turns in
+`perf`; the work of Avalanche's steps, which is the same for both, is in their seconds, and "selective" first trains the
+head for a few epochs.
 Deviations: the drift penalty also in selective retraining, as in the authors' code, and by a proximal step, as is the
 distance to the old weights of "l2" and "l2-selective", which learn better with it; its Adam without the decay of the
 learning rate; heads of "progressive" have two logits, and its adapters an eighth of the paper's width.
