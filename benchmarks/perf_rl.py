@@ -5,6 +5,10 @@ ALE steps the environments on as many threads as torch has, each bound to a core
 learning, without what comes before and after; loops take turns after every `STEPS` agent steps, and act in the same
 environments, which are slow to make. Both learn with images in torch's channels-last format, as gradients of so few
 maps then cost half, and both act with one thread of torch, which leaves the cores to the environments.
+
+Where the time goes with rollouts of 20, on one machine with two cores: of 0.33 ms for an agent step the environment
+takes 0.15, acting 0.07, learning 0.08. While the agent acts a core is idle. To have one half of the environments step
+then was tried and is no faster, as who waits for ALE's threads keeps a core busy.
 """
 
 from __future__ import annotations
