@@ -6,14 +6,13 @@ learning, without what comes before and after; loops take turns after every `STE
 environments, which are slow to make. Both learn with images in torch's channels-last format, as gradients of so few
 maps then cost half, and both act with one thread of torch, which leaves the cores to the environments.
 
-Where the time goes with rollouts of 20, on one machine with two cores: of 0.33 ms for an agent step the environment
-takes 0.15, acting 0.07, learning 0.08. While the agent acts a core is idle. To have one half of the environments step
-then was tried and is no faster, as who waits for ALE's threads keeps a core busy.
+Where the time goes with rollouts of 20, in a trial on two cores that is not recorded here: of 0.33 ms for an agent step
+the environment takes 0.15, acting 0.07, learning 0.08. While the agent acts a core is idle. To have one half of the
+environments step then was tried and is no faster, as who waits for ALE's threads keeps a core busy.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import warnings
 from collections.abc import Callable, Mapping
@@ -75,7 +74,9 @@ def reinforcement(arrays: Arrays, rounds: int) -> list[Line]:
 
 def first_core(threads: int) -> int | None:
     """Return the first of so many cores in a row that this process may use; None if there are none."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    from avl_plugins.rl.atari import usable_cores
+
+    cores = usable_cores()
     return next((core for core in sorted(cores) if cores.issuperset(range(core, core + threads))), None)
 
 

@@ -10,7 +10,7 @@ from avl_plugins.den.proximal import group_soft_threshold, shrink_groups
 from avl_plugins.den.stand_in import NewUnits, StandIn
 from avl_plugins.loading import batches_in_memory
 
-__all__ = ["add_decay", "half_squares", "join_groups", "mean_loss", "proximal_step", "train_only"]
+__all__ = ["add_squares", "join_groups", "mean_loss", "proximal_step", "train_only"]
 
 
 def join_groups(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -54,22 +54,19 @@ def train_only(strategy: Any, part: nn.Module, places: dict[str, int]) -> None:
 
 
 @torch.no_grad()
-def half_squares(weights: Sequence[Tensor], factor: float) -> Tensor:
-    """Return factor / 2 times the sum of squares, whose gradient `add_decay` adds after `backward()`.
+def add_squares(weights: Sequence[Tensor], factor: float) -> Tensor:
+    """Return factor / 2 times the sum of squares, and add its gradient to that of the weights, before `backward()`.
 
     The same as if it were part of the loss, without passing over the weights a few times more in autograd.
     """
-    return factor / 2 * torch.stack([torch.dot(weight.flatten(), weight.flatten()) for weight in weights]).sum()
-
-
-@torch.no_grad()
-def add_decay(weights: Sequence[Tensor], factor: float) -> None:
-    """Add factor times the weights to their gradients."""
+    total = weights[0].new_zeros(())
     for weight in weights:
+        total += torch.dot(weight.flatten(), weight.flatten())
         if weight.grad is None:
             weight.grad = factor * weight
         else:
             weight.grad.add_(weight, alpha=factor)
+    return factor / 2 * total
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from avalanche.core import SupervisedPlugin
-from torch import Tensor, nn
+from torch import nn
 
 from avl_plugins.den.checks import check_use, each_layer
 from avl_plugins.den.drift import Anchor, Before, anchors, drift_penalty, pull_back_
@@ -13,7 +13,7 @@ from avl_plugins.den.duplication import drifted_units, drifts, split_units
 from avl_plugins.den.expansion import add_units, empty_units, remove_units
 from avl_plugins.den.head_inputs import HeadInputs, head_inputs
 from avl_plugins.den.network import DynamicallyExpandableNetwork
-from avl_plugins.den.phases import add_decay, half_squares, join_groups, mean_loss, proximal_step, train_only
+from avl_plugins.den.phases import add_squares, join_groups, mean_loss, proximal_step, train_only
 from avl_plugins.den.selection import select_units
 from avl_plugins.den.stand_in import NewUnits, Selected
 from avl_plugins.resume import phase
@@ -232,17 +232,13 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if self.step == "head":
             self._running = [self._running[0] + float(strategy.loss.detach()), self._running[1] + 1]
         network: DynamicallyExpandableNetwork = strategy.model
-        if decayed := self._decayed(network):
-            strategy.loss = strategy.loss + half_squares(decayed, self.l2)
+        if self.step == "retraining" and self.l2:
+            stand_in: Any = network.stand_in
+            strategy.loss = strategy.loss + add_squares(stand_in.weights, self.l2)
         if weight := self._drift_weight():
             with torch.set_grad_enabled(self.drift_step == "gradient"):
                 penalty = weight * drift_penalty(self._anchored(network))
             strategy.loss = strategy.loss + penalty
-
-    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Add the gradient of the penalty that has none by autograd."""
-        if decayed := self._decayed(strategy.model):
-            add_decay(decayed, self.l2)
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Take the phase's proximal steps."""
@@ -294,10 +290,6 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if self.step in ("drift", "split"):
             return self.drift_lambda
         return self.retraining_drift if self.step in ("retraining", "full") else 0.0
-
-    def _decayed(self, network: Any) -> list[Tensor]:
-        """Return the weights that mu ||W||^2 is about in this phase."""
-        return list(network.stand_in.weights.parameters()) if self.step == "retraining" and self.l2 else []
 
     def _anchored(self, network: DynamicallyExpandableNetwork) -> list[Anchor]:
         """Return what the drift penalty is about, the same list all through a phase."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-__all__ = ["AtariEnv"]
+__all__ = ["AtariEnv", "usable_cores"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +133,16 @@ class _Checked(VectorWrapper):
         return self.env.step(actions.astype(np.int64, copy=False))
 
 
+def usable_cores() -> set[int]:
+    """Return the cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def _check_cores(first: int, threads: int) -> None:
     if threads < 1:
         raise ValueError(f"first_core: pass threads, too, how many cores from {first} on; it is {threads}")
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    wanted = range(first, first + threads)
-    if not cores.issuperset(wanted):
+    cores = usable_cores()
+    if not cores.issuperset(range(first, first + threads)):
         raise ValueError(
             f"first_core: {threads} threads from core {first} on, and this process may use the cores {sorted(cores)}"
         )
