@@ -3,8 +3,11 @@
 Metrics are in `avl_plugins.metrics`.
 """
 
-from avl_plugins.checkpoint import load_checkpoint as load_checkpoint
-from avl_plugins.checkpoint import save_checkpoint as save_checkpoint
+from avl_plugins.checkpoint.file import load_checkpoint as load_checkpoint
+from avl_plugins.checkpoint.file import save_checkpoint as save_checkpoint
+from avl_plugins.checkpoint.resume import CheckpointEvery as CheckpointEvery
+from avl_plugins.checkpoint.resume import Resumable as Resumable
+from avl_plugins.data.loading import InMemoryLoaderPlugin as InMemoryLoaderPlugin
 from avl_plugins.den.loss import one_vs_rest_loss as one_vs_rest_loss
 from avl_plugins.den.network import DynamicallyExpandableNetwork as DynamicallyExpandableNetwork
 from avl_plugins.den.plugin import DENPlugin as DENPlugin
@@ -21,8 +24,7 @@ from avl_plugins.ewc.penalty import QuadraticPenalty as QuadraticPenalty
 from avl_plugins.ewc.plugin import EWCPlugin as EWCPlugin
 from avl_plugins.ewc.rules import register_fisher_rule as register_fisher_rule
 from avl_plugins.ewc.strategy import EWC as EWC
-from avl_plugins.growth import grow_parameter as grow_parameter
-from avl_plugins.loading import InMemoryLoaderPlugin as InMemoryLoaderPlugin
+from avl_plugins.growth.parameters import grow_parameter as grow_parameter
 from avl_plugins.progressive.figure import sensitivity_figure as sensitivity_figure
 from avl_plugins.progressive.network import ProgressiveNetwork as ProgressiveNetwork
 from avl_plugins.progressive.perturbation import average_perturbation_sensitivity as average_perturbation_sensitivity
@@ -33,5 +35,3 @@ from avl_plugins.progressive.sensitivity import afs_spectrum as afs_spectrum
 from avl_plugins.progressive.sensitivity import average_fisher_sensitivity as average_fisher_sensitivity
 from avl_plugins.progressive.sensitivity import effective_maps as effective_maps
 from avl_plugins.progressive.strategy import Progressive as Progressive
-from avl_plugins.resume import CheckpointEvery as CheckpointEvery
-from avl_plugins.resume import Resumable as Resumable

@@ -26,7 +26,8 @@ def list_experiments(arguments: Sequence[str], console: Console) -> int:
     """Experiments with arms and estimated minutes."""
     from rich.table import Table
 
-    from benchmarks.experiment import SCALES, experiment_names, find_experiment
+    from benchmarks.harness.experiment import SCALES
+    from benchmarks.harness.registry import experiment_names, find_experiment
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks list", description="List the experiments.")
     parser.add_argument("-v", "--verbose", action="store_true", help="also what each does and how it departs")
@@ -48,8 +49,8 @@ def list_experiments(arguments: Sequence[str], console: Console) -> int:
 
 def report_results(arguments: Sequence[str], console: Console) -> int:
     """RESULTS.md and figures, or rows as JSON."""
-    from benchmarks.jobs import RESULTS
-    from benchmarks.report import report
+    from benchmarks.harness.jobs import RESULTS
+    from benchmarks.report.results import report
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks report", description="Make RESULTS.md and the figures from the stored runs."
@@ -62,7 +63,7 @@ def report_results(arguments: Sequence[str], console: Console) -> int:
 
 def run_experiment(arguments: Sequence[str], console: Console) -> int:
     """Run an experiment."""
-    from benchmarks.run import run
+    from benchmarks.harness.run import run
 
     return run(arguments, console)
 
@@ -76,7 +77,7 @@ def run_demo(arguments: Sequence[str], console: Console) -> int:
 
 def run_perf(arguments: Sequence[str], console: Console) -> int:
     """Speed."""
-    from benchmarks.perf import main
+    from benchmarks.perf.ewc import main
 
     return main(list(arguments)) or 0
 
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         from rich.console import Console
 
-        from benchmarks.jobs import Refused
+        from benchmarks.harness.jobs import Refused
 
         width = None if sys.stdout.isatty() else 160
         try:

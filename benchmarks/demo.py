@@ -84,7 +84,7 @@ def train(ewc_lambda: float | None, seed: int, logdir: Path, advance: Callable[[
 
     from avl_plugins import EWCPlugin, InMemoryLoaderPlugin
     from avl_plugins.metrics import capacity_metrics, chaudhry_forgetting_metrics, ewc_metrics
-    from benchmarks.datasets import digits, permuted
+    from benchmarks.data.arrays import digits, permuted
 
     class Advance(SupervisedPlugin):
         def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
@@ -171,7 +171,8 @@ def train_agent(arm: str, seed: int, logdir: Path, advance: Callable[[int, int, 
     """Mean return on every CartPole after each visit, by the task's name: rl-classic with fewer steps."""
     import torch
 
-    from benchmarks.experiment import Context, find_experiment
+    from benchmarks.harness.experiment import Context
+    from benchmarks.harness.registry import find_experiment
 
     torch.set_num_threads(1)
     shutil.rmtree(logdir, ignore_errors=True)

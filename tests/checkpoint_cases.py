@@ -25,6 +25,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Cumulative, Naive
 from torch import Tensor, nn
 
+from avl_plugins.checkpoint.resume import Resumable, phase
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.strategy import DEN
 from avl_plugins.dgr.networks import mlp_critic, mlp_decoder
@@ -33,8 +34,7 @@ from avl_plugins.dgr.wgan_gp import WGANGP
 from avl_plugins.ewc.strategy import EWC
 from avl_plugins.progressive.network import ProgressiveNetwork
 from avl_plugins.progressive.strategy import Progressive
-from avl_plugins.resume import Resumable, phase
-from benchmarks.datasets import digits, split
+from benchmarks.data.arrays import digits, split
 
 
 class ResumableNaive(Resumable, Naive):

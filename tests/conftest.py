@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.datasets import Arrays, digits, permuted, split
-from benchmarks.download import missing_mnist
+from benchmarks.data.arrays import Arrays, digits, permuted, split
+from benchmarks.data.download import missing_mnist
 
 
 @pytest.fixture(scope="session", autouse=True)

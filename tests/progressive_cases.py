@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avl_plugins import ProgressiveNetwork
-from benchmarks.datasets import Arrays
+from benchmarks.data.arrays import Arrays
 
 
 def conv_column(index: int = 0, widths: tuple[int, ...] = (5, 6, 7)) -> nn.Sequential:

@@ -8,10 +8,10 @@ from den_cases import NETWORKS, grown
 from ewc_cases import ToFloat64, assert_same, mlp, naive, snapshot
 from torch import Tensor, nn
 
-from avl_plugins.checkpoint import load_checkpoint, save_checkpoint
+from avl_plugins.checkpoint.file import load_checkpoint, save_checkpoint
 from avl_plugins.den.expansion import add_units
 from avl_plugins.ewc.plugin import EWCPlugin
-from benchmarks.datasets import digits, split
+from benchmarks.data.arrays import digits, split
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 RUNS = [

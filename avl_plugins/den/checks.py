@@ -6,8 +6,8 @@ from typing import Any
 from avalanche.training.plugins import EarlyStoppingPlugin
 from avalanche.training.supervised import Cumulative, JointTraining
 
-from avl_plugins._preconditioner import inverse_preconditioner
 from avl_plugins.den.network import DynamicallyExpandableNetwork
+from avl_plugins.growth.preconditioner import inverse_preconditioner
 
 __all__ = ["check_use", "each_layer"]
 

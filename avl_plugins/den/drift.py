@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from avl_plugins._preconditioner import inverse_preconditioner
 from avl_plugins.den.stand_in import Selected
+from avl_plugins.growth.preconditioner import inverse_preconditioner
 
 __all__ = ["Anchor", "Before", "anchors", "drift_penalty", "pull_back_"]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from avl_plugins.den.layers import entries
 from avl_plugins.den.network import DynamicallyExpandableNetwork
-from avl_plugins.growth import grow_parameter
+from avl_plugins.growth.parameters import grow_parameter
 
 __all__ = ["add_units", "empty_units", "remove_units"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avl_plugins.loading import Served, TensorLoader
+from avl_plugins.data.loading import Served, TensorLoader
 
 __all__ = ["Given", "HeadInputs", "head_inputs"]
 

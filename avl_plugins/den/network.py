@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from avl_plugins._labels import check_labels_differ, class_labels, experience_classes, task_label
-from avl_plugins._task_network import TaskNetwork
 from avl_plugins.den.head_inputs import Given
 from avl_plugins.den.layers import GrowingLayer, cut
 from avl_plugins.den.stand_in import StandIn, make_stand_in
+from avl_plugins.tasks.labels import check_labels_differ, class_labels, experience_classes, task_label
+from avl_plugins.tasks.network import TaskNetwork
 
 __all__ = ["DynamicallyExpandableNetwork"]
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avl_plugins.data.loading import batches_in_memory
 from avl_plugins.den.proximal import group_soft_threshold, shrink_groups
 from avl_plugins.den.stand_in import NewUnits, StandIn
-from avl_plugins.loading import batches_in_memory
 
 __all__ = ["add_squares", "join_groups", "mean_loss", "proximal_step", "train_only"]
 

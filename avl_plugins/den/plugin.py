@@ -7,6 +7,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import nn
 
+from avl_plugins.checkpoint.resume import phase
 from avl_plugins.den.checks import check_use, each_layer
 from avl_plugins.den.drift import Anchor, Before, anchors, drift_penalty, pull_back_
 from avl_plugins.den.duplication import drifted_units, drifts, split_units
@@ -16,7 +17,6 @@ from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.phases import add_squares, join_groups, mean_loss, proximal_step, train_only
 from avl_plugins.den.selection import select_units
 from avl_plugins.den.stand_in import NewUnits, Selected
-from avl_plugins.resume import phase
 
 __all__ = ["DENPlugin"]
 

@@ -7,10 +7,10 @@ from avalanche.core import BasePlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch.optim import Optimizer
 
-from avl_plugins._arguments import take_arguments_of, with_arguments_of
+from avl_plugins.checkpoint.resume import Resumable
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.plugin import DENPlugin
-from avl_plugins.resume import Resumable
+from avl_plugins.tasks.keywords import take_arguments_of, with_arguments_of
 
 __all__ = ["DEN"]
 

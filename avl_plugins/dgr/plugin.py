@@ -10,7 +10,8 @@ from avalanche.core import SupervisedPlugin
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from avl_plugins._labels import experience_classes, experience_labels
+from avl_plugins.checkpoint.resume import phase
+from avl_plugins.data.tensors import batches_in_memory, dataset_tensors
 from avl_plugins.dgr.generator import Generator, check_samples, inside
 from avl_plugins.dgr.scholar import (
     Answers,
@@ -22,8 +23,7 @@ from avl_plugins.dgr.scholar import (
     solver_state,
 )
 from avl_plugins.dgr.sources import Memory, Noise, Replay
-from avl_plugins.resume import phase
-from avl_plugins.tensors import batches_in_memory, dataset_tensors
+from avl_plugins.tasks.labels import experience_classes, experience_labels
 
 __all__ = ["DGRPlugin"]
 

@@ -8,9 +8,9 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import Optimizer
 
-from avl_plugins._arguments import take_arguments_of, with_arguments_of
+from avl_plugins.checkpoint.resume import Resumable
 from avl_plugins.dgr.plugin import DGRPlugin
-from avl_plugins.resume import Resumable
+from avl_plugins.tasks.keywords import take_arguments_of, with_arguments_of
 
 __all__ = ["DGR"]
 

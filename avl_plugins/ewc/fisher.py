@@ -58,7 +58,7 @@ def diagonal_fisher(
             p is the sum over pixels whose label is not -100), "bernoulli" (independent logits), "gaussian" (means
             with unit variance), or a callable from the outputs to a `torch.distributions.Distribution`.
         max_samples: use a uniformly random subset of this many samples (all, where there are fewer). Of batches from
-            `avl_plugins.loading.batches_in_memory` only these samples are read.
+            `avl_plugins.data.loading.batches_in_memory` only these samples are read.
         generator: a CPU generator for sampled labels and the subset. None makes a new one from
             `torch.initial_seed()`.
 

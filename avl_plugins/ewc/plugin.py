@@ -9,7 +9,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from avl_plugins._preconditioner import inverse_preconditioner
+from avl_plugins.data.tensors import batches_in_memory
 from avl_plugins.ewc.checks import (
     check_choice,
     check_finite_loss,
@@ -31,7 +31,7 @@ from avl_plugins.ewc.importance import (
 from avl_plugins.ewc.penalty import QuadraticPenalty
 from avl_plugins.ewc.proximal import proximal_step_
 from avl_plugins.ewc.selection import Selection, leaves, select
-from avl_plugins.tensors import batches_in_memory
+from avl_plugins.growth.preconditioner import inverse_preconditioner
 
 _log = logging.getLogger(__name__)
 

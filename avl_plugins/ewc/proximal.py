@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from avl_plugins._preconditioner import inverse_preconditioner
 from avl_plugins.ewc.penalty import QuadraticPenalty
+from avl_plugins.growth.preconditioner import inverse_preconditioner
 
 
 @torch.no_grad()

@@ -9,10 +9,10 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import Optimizer
 
-from avl_plugins._arguments import take_arguments_of, with_arguments_of
+from avl_plugins.checkpoint.resume import Resumable
 from avl_plugins.ewc.checks import refuse_avalanche_arguments
 from avl_plugins.ewc.plugin import EWCPlugin
-from avl_plugins.resume import Resumable
+from avl_plugins.tasks.keywords import take_arguments_of, with_arguments_of
 
 
 class EWC(Resumable, SupervisedTemplate):

@@ -15,7 +15,7 @@ Batch = tuple[Tensor, Tensor, Tensor | None]
 
 @runtime_checkable
 class Selectable(Protocol):
-    """Batches that can leave out samples without reading them, such as `avl_plugins.tensors.Batches`."""
+    """Batches that can leave out samples without reading them, such as `avl_plugins.data.tensors.Batches`."""
 
     @property
     def n_samples(self) -> int:

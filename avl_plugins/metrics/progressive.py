@@ -11,11 +11,11 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from avl_plugins._labels import experience_labels
-from avl_plugins.loading import batches_in_memory
+from avl_plugins.data.loading import batches_in_memory
 from avl_plugins.metrics.columns import find_progressive_network
 from avl_plugins.progressive.figure import sensitivity_figure
 from avl_plugins.progressive.sensitivity import FisherSensitivity, Normalise, average_fisher_sensitivity
+from avl_plugins.tasks.labels import experience_labels
 
 
 def sensitivity_metrics(

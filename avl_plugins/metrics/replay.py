@@ -12,11 +12,11 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from avl_plugins.data.tensors import dataset_tensors
 from avl_plugins.dgr.frechet import frechet_distance, small_classifier
 from avl_plugins.dgr.plugin import DGRPlugin
 from avl_plugins.dgr.scholar import Scholar
 from avl_plugins.metrics._plugins import find_plugin
-from avl_plugins.tensors import dataset_tensors
 
 SEED = 0
 """Of the samples that are measured: a generator of their own, so that a run is the same with and without metrics."""

@@ -11,8 +11,8 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from avalanche.evaluation.metrics import Accuracy
 from avalanche.training.templates.base_sgd import PeriodicEval
 
-from avl_plugins._labels import check_labels_differ, experience_labels
 from avl_plugins.metrics.learning_curve import Curve, curve_points, positive_area, transfer_score
+from avl_plugins.tasks.labels import check_labels_differ, experience_labels
 
 
 def transfer_metrics(

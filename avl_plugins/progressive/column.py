@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avl_plugins._task_network import MASK
 from avl_plugins.progressive.adapters import CONVOLUTIONS, Laterals, Source
+from avl_plugins.tasks.network import MASK
 
 __all__ = ["Column", "Stage"]
 

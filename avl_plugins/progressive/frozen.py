@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avl_plugins.loading import TensorLoader
+from avl_plugins.data.loading import TensorLoader
 
 __all__ = ["FrozenFeatures", "with_frozen_features"]
 

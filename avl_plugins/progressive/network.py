@@ -9,19 +9,19 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from avl_plugins._labels import (
-    check_labels_differ,
-    class_labels,
-    experience_classes,
-    task_label,
-)
-from avl_plugins._task_network import TaskNetwork
 from avl_plugins.progressive.adapters import Adapter, Laterals, concatenated, feature_dim
 from avl_plugins.progressive.column import Column
 from avl_plugins.progressive.fresh import ColumnMaker
 from avl_plugins.progressive.frozen import FrozenFeatures
 from avl_plugins.progressive.single_task import SingleTaskNetwork, Tap, run_columns
 from avl_plugins.progressive.state import grow_to, shape_of
+from avl_plugins.tasks.labels import (
+    check_labels_differ,
+    class_labels,
+    experience_classes,
+    task_label,
+)
+from avl_plugins.tasks.network import TaskNetwork
 
 __all__ = ["ProgressiveNetwork"]
 

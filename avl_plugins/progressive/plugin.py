@@ -6,11 +6,11 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 from avalanche.training.supervised import JointTraining
 
-from avl_plugins._labels import experience_labels
-from avl_plugins.loading import InMemoryLoaderPlugin, TensorLoader
+from avl_plugins.data.loading import InMemoryLoaderPlugin, TensorLoader
 from avl_plugins.progressive.frozen import FrozenFeatures, with_frozen_features
 from avl_plugins.progressive.groups import drop_frozen, join_groups
 from avl_plugins.progressive.network import ProgressiveNetwork
+from avl_plugins.tasks.labels import experience_labels
 
 __all__ = ["ProgressivePlugin"]
 

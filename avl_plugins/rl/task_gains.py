@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from avl_plugins._labels import experience_labels, task_label
-from avl_plugins._task_network import GrowingModule, by_task
+from avl_plugins.tasks.labels import experience_labels, task_label
+from avl_plugins.tasks.network import GrowingModule, by_task
 
 __all__ = ["TaskGains"]
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from avl_plugins.checkpoint.resume import CheckpointEvery, Resumable
 from avl_plugins.metrics.rl import return_metrics
-from avl_plugins.resume import CheckpointEvery, Resumable
 from avl_plugins.rl.environments import Environments, Episode
 from avl_plugins.rl.loaders import Evaluation, Visit
 from avl_plugins.rl.scratch import Scratch

@@ -1,0 +1,1 @@
+"""What the methods share: networks of one task after another, task labels, and the checks of arguments."""

@@ -1,1 +1,0 @@
-"""One file per paper figure or table; `ewc-fig2a` lives in `ewc_fig2a.py`."""

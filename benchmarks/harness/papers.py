@@ -1,0 +1,25 @@
+"""The papers' numbers, from `benchmarks/<method>/paper.toml`; each table names its figure and how certain they are."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent.parent
+
+
+def paper(name: str) -> dict[str, Any]:
+    """Tables of a method's `paper.toml`, for example `paper("ewc")["fig2b"]["ewc"]`; a ValueError lists the papers."""
+    return copy.deepcopy(_load(name))
+
+
+@cache
+def _load(name: str) -> dict[str, Any]:
+    path = FOLDER / name / "paper.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.parent.name for file in FOLDER.glob("*/paper.toml")))
+        raise ValueError(f"no numbers for the paper {name!r}; there are: {known}")
+    return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Experiments with the agents of `avl_plugins.rl` themselves."""

@@ -1,0 +1,1 @@
+"""What experiments train: models, agents, and the loop around a strategy."""

@@ -1,0 +1,171 @@
+"""RESULTS.md from stored runs: the same each time, with every miss named."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from benchmarks.__main__ import main
+from benchmarks.ewc._weight_noise import half
+from benchmarks.ewc.patterns import Settings, measure, rate, slope
+from benchmarks.harness.experiment import Context, Run, plain_settings
+from benchmarks.harness.jobs import RESULTS
+from benchmarks.harness.registry import find_experiment
+from benchmarks.report.readme import END, START, summary, write_readme
+from benchmarks.report.results import README, load_runs, report, results_text, rows_of
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Runs of the random-pattern experiment, small; two seeds of both arms, each at smoke scale, too."""
+    folder = tmp_path_factory.mktemp("results")
+    settings = Settings(n=60, simulations=20, chunk=10, points=20, tracked=2, probes=20)
+    for seed in (0, 1):
+        for arm in ("ewc", "sgd"):
+            for scale in ("cpu", "smoke"):
+                Run(
+                    experiment="ewc-patterns",
+                    scale=scale,
+                    arm=arm,
+                    seed=seed,
+                    settings=plain_settings(settings),
+                    data="random patterns",
+                    versions={"python": "3.11.0", "torch": "2.0"},
+                    device="cpu",
+                    threads=1,
+                    seconds=90.0,
+                    commit="abc",
+                    date=f"2026-01-0{seed + 1}T00:00:00+00:00",
+                    measurements=measure(settings, arm, seed, Context()) | ({"slope": -0.8} if arm == "ewc" else {}),
+                ).save(folder / "ewc-patterns" / scale / f"{arm}-seed{seed}.json")
+    return folder
+
+
+def test_results_are_the_same_each_time_and_name_misses(results):
+    found = load_runs(results)
+    assert list(found) == [("ewc-patterns", "cpu")]  # no smoke runs
+    text = results_text(found)
+    assert text == results_text(load_runs(results))
+    assert "| ewc | log-log slope of SNR | -0.5 | -0.8 ± 0 | 2 | -0.5 ± 0.05 | **missed** | 1.5 |" in text
+    assert "- missed: ewc-patterns (cpu), ewc, log-log slope of SNR: -0.8 ± 0, target -0.5 ± 0.05" in text
+    assert "Settings: `n 60`, `load 10.0`, `simulations 20`, `chunk 10`," in text
+    assert "4 runs, 2026-01-01 to 2026-01-02, 6.0 minutes in all" in text
+    assert "commit abc" in text
+
+
+def test_report_writes_the_file_and_the_figure(results):
+    screen = io.StringIO()
+    assert report(results, as_json=False, console=Console(file=screen, width=160)) == 0
+    assert (results / "RESULTS.md").read_text() == results_text(load_runs(results))
+    assert (results / "ewc-patterns.png").read_bytes().startswith(b"\x89PNG")
+    assert "missed" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({"settings": {"n": 61, "chunk": 5}}, "chunk, n"), ({"data": "other patterns"}, "data")]
+)
+def test_runs_with_different_settings_or_data_are_not_averaged(results, tmp_path, capsys, change, named):
+    folder = tmp_path / "ewc-patterns" / "cpu"
+    for path in (results / "ewc-patterns" / "cpu").glob("*.json"):
+        Run.load(path).save(folder / path.name)
+    other = Run.load(folder / "sgd-seed1.json")
+    settings = {**other.settings, **change.get("settings", {})}
+    dataclasses.replace(other, **{**change, "settings": settings}).save(folder / "sgd-seed1.json")
+    with pytest.raises(ValueError, match=rf"sgd-seed1.json and ewc-seed0.json .* \({named}\).*--overwrite.*--out"):
+        load_runs(tmp_path)
+    assert main(["report", "--results", str(tmp_path)]) == 2
+    assert f"different settings ({named})" in capsys.readouterr().err
+    assert not (tmp_path / "RESULTS.md").exists()
+
+
+def test_report_as_json_prints_every_row(results, capsys):
+    assert report(results, as_json=True, console=Console()) == 0
+    printed = json.loads(capsys.readouterr().out)
+    expected = [dataclasses.asdict(row) for runs in load_runs(results).values() for row in rows_of(runs)]
+    assert printed == expected
+    assert set(printed[0]) >= {
+        *("experiment", "arm", "metric", "paper", "target", "mean", "stderr", "seeds", "scale", "data"),
+        *("minutes", "met"),
+    }
+
+
+def test_the_committed_report_is_what_the_committed_runs_give():
+    committed = RESULTS / "RESULTS.md"
+    if not committed.exists():
+        pytest.skip("no RESULTS.md is committed yet")
+    assert committed.read_text() == results_text(load_runs(RESULTS)), "run `python -m benchmarks report`"
+
+
+def test_random_patterns_follow_their_closed_forms():
+    # Expectations over patterns: E w.x_1 y_1 = s and E |w|^2 = v, by recursion over t.
+    n, loads = 40, 4
+    settings = Settings(n=n, load=loads, simulations=600, chunk=300, points=15, tracked=1, probes=10)
+    for arm in ("ewc", "sgd"):
+        got = measure(settings, arm, 0, Context())
+        s, v, signals, norms = 0.0, 0.0, [], []
+        for t in range(1, loads * n + 1):
+            step = 1 / (n + (t if arm == "ewc" else 1))
+            s = n * step if t == 1 else s * (1 - step)
+            v = v * (1 - 2 * step) + n * (1 + v) * step**2
+            signals.append(s)
+            norms.append(v)
+        np.testing.assert_allclose(got["signal"], np.array(signals)[got["t"] - 1], atol=4 / np.sqrt(600))
+        np.testing.assert_allclose(np.square(got["noise"]), np.array(norms)[got["t"] - 1], rtol=0.1)
+        if arm == "ewc":
+            np.testing.assert_allclose(signals, n / (n + np.arange(1, loads * n + 1)))
+
+
+def test_slope_and_rate_recover_known_laws():
+    times = np.unique(np.geomspace(1, 10_000, 60).round().astype(int))
+    assert slope(times, 30 * times**-0.5) == pytest.approx(-0.5)
+    assert rate(times / 1000, np.exp(-1.3 * times / 1000)) == pytest.approx(1.3)
+    with pytest.raises(ValueError, match="raise `simulations`"):
+        slope(times, -np.ones(len(times)))
+
+
+def test_the_noise_that_halves_the_score_is_interpolated_or_asked_for():
+    assert half([0.01, 0.1, 1.0], [1.0, 0.7, 0.3]) == pytest.approx(10**-0.5)
+    with pytest.raises(ValueError, match=r"half between noise 0.01 and 1; raise highest_noise"):
+        half([0.01, 0.1, 1.0], [1.0, 0.9, 0.6])
+    with pytest.raises(ValueError, match=r"lowest_noise if the first score \(0.4\)"):
+        half([0.01, 0.1], [0.4, 0.3])
+
+
+def test_random_patterns_do_not_depend_on_where_they_were_interrupted(tmp_path):
+    settings = find_experiment("ewc-patterns").scales["smoke"]
+    whole = measure(settings, "ewc", 0, Context())
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, total, text):
+        if done > total / 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        measure(settings, "ewc", 0, Context(checkpoint=tmp_path / "c.pt", progress=stop))
+    resumed = measure(settings, "ewc", 0, Context(checkpoint=tmp_path / "c.pt", resume=True))
+    for key, value in whole.items():
+        np.testing.assert_array_equal(resumed[key], value)
+
+
+def test_the_readmes_results_are_what_the_committed_runs_give():
+    rows = [row for runs in load_runs(RESULTS).values() for row in rows_of(runs)]
+    if not rows:
+        pytest.skip("no runs are committed yet")
+    section = README.read_text().partition(START)[2].partition(END)[0]
+    assert section.strip() == summary(rows, RESULTS / "perf.json"), "run `python -m benchmarks report`"
+
+
+def test_the_readme_section_is_replaced_and_the_rest_kept(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    write_readme(readme, "new")
+    assert readme.read_text() == f"before\n{START}\n\nnew\n\n{END}\nafter\n"
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="lacks the lines"):
+        write_readme(readme, "new")
+    assert readme.read_text() == "no marks"
