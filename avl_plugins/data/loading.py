@@ -14,7 +14,7 @@ from torch import Tensor
 
 from avl_plugins.data.repeatable import repeatable_columns
 from avl_plugins.data.sampling import NotServed, another_loader, sampling_of
-from avl_plugins.data.serving import Served, TensorLoader
+from avl_plugins.data.serving import TensorLoader
 from avl_plugins.data.tensors import (
     Columns,
     Part,
@@ -28,7 +28,7 @@ from avl_plugins.data.tensors import (
 )
 from avl_plugins.tasks.arguments import check_count, check_flag
 
-__all__ = ["InMemoryLoaderPlugin", "Served", "TensorLoader", "batches_in_memory", "dataset_tensors"]
+__all__ = ["InMemoryLoaderPlugin", "TensorLoader", "batches_in_memory", "dataset_tensors"]
 
 log = logging.getLogger(__name__)
 
