@@ -8,11 +8,12 @@ from avalanche.core import SupervisedPlugin
 from torch import nn
 
 from avl_plugins.checkpoint.resume import phase
+from avl_plugins.data.serving import ServedFeatures
 from avl_plugins.den.checks import check_use, each_layer
 from avl_plugins.den.drift import Anchor, Before, anchors, drift_penalty, pull_back_
 from avl_plugins.den.duplication import drifted_units, drifts, split_units
 from avl_plugins.den.expansion import add_units, empty_units, remove_units
-from avl_plugins.den.head_inputs import HeadInputs, head_inputs
+from avl_plugins.den.head_inputs import head_inputs
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.phases import add_squares, join_groups, mean_loss, proximal_step, train_only
 from avl_plugins.den.selection import select_units
@@ -145,7 +146,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._losses: list[float] = []
         self._running: list[float] = [0.0, 0.0]
         self._groups: dict[str, int] = {}
-        self._head_inputs: HeadInputs | None = None
+        self._head_inputs: ServedFeatures | None = None
         self._anchors: list[Anchor] = []
 
     def state_dict(self) -> dict[str, Any]:
