@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avl_plugins.den.head_inputs import Given
-from avl_plugins.den.layers import GrowingLayer, cut
+from avl_plugins.den.layers import GrowingLayer, cut, entries, take
 from avl_plugins.den.stand_in import StandIn, make_stand_in
 from avl_plugins.tasks.labels import check_labels_differ, class_labels, experience_classes, task_label
 from avl_plugins.tasks.network import TaskNetwork
@@ -22,7 +22,8 @@ class DynamicallyExpandableNetwork(TaskNetwork):
     Every unit has a stamp, the number of the task that made it. For task t only units stamped t or earlier are
     used, and the connections between them, so that units of later tasks do not disturb it: its outputs are the same,
     bit for bit, right after any growth, and after training of new units alone. Old units that later tasks retrain are
-    used with their new weights.
+    used with their new weights. A unit that task t has split is used by the tasks before t only, and its copy by t and
+    those after it.
 
     A new task label seen in training (`adaptation`, which Avalanche calls) makes a head, `DENPlugin` does the rest.
     Evaluation changes nothing.
@@ -33,7 +34,8 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         features: Number of features that a head reads, where the last layer is a convolution.
         head: "multiclass", a logit for each class; "one-vs-rest", the same for `one_vs_rest_loss`; "binary", one logit
             for classes 0 and 1.
-        stamps: Use only units of the task and those before; False: all, the paper's DEN-No-Stamp.
+        stamps: Use only units of the task and those before; False: also those that later tasks made, the paper's
+            DEN-No-Stamp.
         unseen: What to do in evaluation for a task label never trained on: "constant" logits, with a warning for
             each label, or "raise" a ValueError.
 
@@ -120,8 +122,11 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         if self.head == "binary" and not set(wanted) <= {0, 1}:
             raise ValueError(f'head: "binary" tells the classes 0 and 1, and the task {label} has {wanted}')
         outputs = 1 if self.head == "binary" else wanted[-1] + 1
-        head = nn.Linear(self.hidden[-1].units * self.head_positions, outputs)
+        last = self.hidden[-1]
+        head = nn.Linear(last.units * self.head_positions, outputs)
         self.heads[str(label)] = head.to(next(self.parameters()))
+        with torch.no_grad():
+            head.weight[:, entries(last.split_units(), self.head_positions)] = 0
         self.known_train_tasks_labels = set(self.labels)
         self.max_class_label: int = max(self.max_class_label, wanted[-1] + 1)
         return head
@@ -147,35 +152,46 @@ class DynamicallyExpandableNetwork(TaskNetwork):
             return self.constant_logits(x, task_label)
         if self.stand_in is not None and task_label == self.labels[-1]:
             return self.stand_in(self.before(x))
-        head = self.head_of(task_label)
-        return head(self.features(x, task_label)[:, : head.in_features])
+        features, weight = self.features(x, task_label), self.head_weight(task_label)
+        return nn.functional.linear(features[:, : weight.shape[1]], weight, self.head_of(task_label).bias)
+
+    def units_of(self, label: int) -> list[list[int]]:
+        """Return the numbers of the units of each layer that a task uses."""
+        task = self.index_of(label) + 1
+        return [layer.units_of(task, stamps=self.use_stamps) for layer in self.hidden]
 
     def features(self, x: Tensor, label: int) -> Tensor:
-        """Return what the head of a task reads, (B, features)."""
+        """Return what the units of the last layer that a task uses make of x, (B, features)."""
         if self.given is not None and label == self.labels[-1] and (known := self.given.of(x)) is not None:
             return known
-        stamp = self.index_of(label) + 1 if self.use_stamps else float("inf")
         h, below = self.before(x), None
-        for layer in self.hidden:
-            units = layer.units_until(stamp)
+        for layer, units in zip(self.hidden, self.units_of(label), strict=True):
             h = layer(h, *layer.block(units, below))
             below = units
         return h.flatten(1)
 
+    def head_weight(self, label: int) -> Tensor:
+        """Return a head's weights for the units that its task uses: (outputs, features), or the first of them.
+
+        Without stamps a task uses units that were made after its head, which does not read them.
+        """
+        head, units = self.head_of(label), self.units_of(label)[-1]
+        known = head.in_features // self.head_positions
+        return take(head.weight, 1, [unit for unit in units if unit < known], self.head_positions).contiguous()
+
     def to_single_task(self, label: int) -> nn.Sequential:
         """Return what one task needs as a plain module, x -> logits, in evaluation mode; a copy."""
-        stamp = self.index_of(label) + 1 if self.use_stamps else float("inf")
         parts: list[nn.Module] = [*deepcopy(self.before)]
         below = None
-        for own in self.hidden:
-            layer = deepcopy(own)
-            below, (weight, bias) = layer.units_until(stamp), layer.block(layer.units_until(stamp), below)
-            layer.set_tensors(weight.clone(), None if bias is None else bias.clone(), layer.stamps[:below])
+        for own, units in zip(self.hidden, self.units_of(label), strict=True):
+            layer, (weight, bias) = deepcopy(own), own.block(units, below)
+            layer.set_tensors(weight.clone(), None if bias is None else bias.clone(), [1] * len(units))
             parts += [layer.layer, *layer.after]
-        own_head = self.head_of(label)
-        head = nn.Linear(below * self.head_positions, own_head.out_features).to(own_head.weight)  # type: ignore[operator]
+            below = units
+        weight, own_head = self.head_weight(label), self.head_of(label)
+        head = nn.Linear(len(below) * self.head_positions, own_head.out_features).to(weight)  # type: ignore[arg-type]
         with torch.no_grad():
-            head.weight.zero_()[:, : own_head.in_features] = own_head.weight
+            head.weight.zero_()[:, : weight.shape[1]] = weight
             head.bias.copy_(own_head.bias)
         if self.head_positions > 1 or isinstance(self.hidden[-1].layer, nn.Conv2d):
             parts.append(nn.Flatten())
@@ -204,6 +220,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         """Return stamps, heads, and what a phase trains."""
         return {
             "stamps": [list(layer.stamps) for layer in self.hidden],
+            "splits": [list(layer.splits) for layer in self.hidden],
             "heads": {label: [head.in_features, head.out_features] for label, head in self.heads.items()},
             "training_on": self.training_on,
             "stand_in": None if self.stand_in is None else self.stand_in.shape(),
@@ -218,7 +235,8 @@ class DynamicallyExpandableNetwork(TaskNetwork):
             raise ValueError(f"the network has {len(self.layers)} hidden layers, the state {len(state['stamps'])}")
         first = next(self.parameters())
         below: int | None = None
-        for layer, stamps, units in zip(self.hidden, state["stamps"], self.first_units, strict=True):
+        splits = state.get("splits", [[]] * len(self.layers))  # units that were split before version 0.2 are read on
+        for layer, stamps, split, units in zip(self.hidden, state["stamps"], splits, self.first_units, strict=True):
             if sum(stamp == 1 for stamp in stamps) != units:
                 raise ValueError(
                     f"the network was built with {units} units in a layer, the state's with another number"
@@ -228,7 +246,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
             if shape != tuple(layer.layer.weight.shape):
                 bias = None if layer.layer.bias is None else first.new_zeros(len(stamps))
                 layer.set_tensors(first.new_zeros(shape), bias, stamps)
-            layer.stamps = list(stamps)
+            layer.stamps, layer.splits = list(stamps), list(split) or [0] * len(stamps)
             below = len(stamps)
         for label, (inputs, outputs) in state["heads"].items():
             head: Any = self.heads[label] if label in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)

@@ -15,8 +15,8 @@ from avl_plugins.den.expansion import add_units, empty_units, remove_units
 from avl_plugins.den.head_inputs import HeadInputs, head_inputs
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.phases import add_squares, join_groups, mean_loss, proximal_step, train_only
-from avl_plugins.den.selection import select_units
-from avl_plugins.den.stand_in import NewUnits, Selected
+from avl_plugins.den.selection import units_with_a_path
+from avl_plugins.den.stand_in import NewUnits, Selected, all_that_is_used
 
 __all__ = ["DENPlugin"]
 
@@ -42,9 +42,9 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     the authors' code's 1e-5 at a learning rate of 1e-3.
 
     Deviations: L1 is applied in 4, too, which would else fill the zeros that selection lives on (the paper has W "kept
-    sparse throughout"). Where nothing is split, the second training of 4 is left out. The old copy of a split unit
-    gives its weight to the newest head up to the new copy; units of the newest task in the layer above read both. What
-    a removed unit has put out by its bias alone is lost, as in the authors' code.
+    sparse throughout"). Where nothing is split, the second training of 4 is left out. A split leaves what the newest
+    task computes as it is (see `split_units`; in the authors' code part of its head begins anew). What a removed unit
+    has put out by its bias alone is lost, as in the authors' code.
 
     Args:
         l1: mu of Eq. 2, 3 and 5.
@@ -200,7 +200,10 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.history = [entry for entry in self.history if entry["label"] != label]
         self.history.append({"label": label, **{key: [] for key in ("selected", "added", "removed", "drift", "split")}})
         self._expanding = self._splitting = False
-        self._train_only(strategy, network.head_of(label) if self.step == "head" else network)
+        if self.step == "head":
+            self._train_only(strategy, network.head_of(label))
+        else:
+            self._train_all(strategy)
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """End the head's training when it has converged; before it, compute what it reads."""
@@ -216,6 +219,11 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             self._head_inputs = head_inputs(
                 strategy.model, strategy.dataloader, device=strategy.device, limit=self.cache_bytes
             )
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Evaluate earlier tasks with the weights that they share as the phase has trained them so far."""
+        if strategy.model.stand_in is not None:
+            strategy.model.stand_in.write_back()
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Hand over what the head reads."""
@@ -308,10 +316,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def _before_retraining(self, strategy: Any) -> None:
         network: DynamicallyExpandableNetwork = strategy.model
-        head = network.head_of(network.labels[-1]).weight
-        weights = [layer.layer.weight for layer in network.hidden]
-        positions = [*(layer.positions for layer in network.hidden[1:]), network.head_positions]
-        units = select_units(head, weights, positions=positions, tolerance=self.zero_tolerance)
+        units = units_with_a_path(network, tolerance=self.zero_tolerance)
         if any(len(own) == 0 for own in units):
             raise ValueError(
                 f"l1: task {network.labels[-1]} selects {[len(own) for own in units]} inputs and units by layer; "
@@ -354,12 +359,13 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 remove_units(network, index, empty)
                 removed.append(len(empty))
             self.history[-1]["removed"] = removed[::-1]
-        self._train_only(strategy, network)
+        self._train_all(strategy)
 
     def _before_split(self, strategy: Any) -> None:
         if not self.split:
             return
         network: DynamicallyExpandableNetwork = strategy.model
+        self._write_back(network)
         moved = drifts(network, self.weights_before)
         most = each_layer(self.max_splits, len(moved))
         units = [drifted_units(own, self.drift_threshold, k) for own, k in zip(moved, most, strict=True)]
@@ -367,12 +373,18 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._splitting = any(len(own) for own in units)
         if self._splitting:
             split_units(network, units, self.weights_before)
-            self._train_only(strategy, network)
+            self._train_all(strategy)
 
     def _before_done(self, strategy: Any) -> None:
         self._write_back(strategy.model)
         self._train_only(strategy, strategy.model)
         self.weights_before = []
+
+    def _train_all(self, strategy: Any) -> None:
+        """Train all that the newest task uses."""
+        network: DynamicallyExpandableNetwork = strategy.model
+        network.stand_in = all_that_is_used(network)
+        self._train_only(strategy, network if network.stand_in is None else network.stand_in)
 
     def _train_only(self, strategy: Any, part: nn.Module) -> None:
         train_only(strategy, part, self._groups)
