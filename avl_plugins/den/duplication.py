@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from avl_plugins.den.drift import Before
 from avl_plugins.den.layers import GrowingLayer, entries
 from avl_plugins.den.network import DynamicallyExpandableNetwork
+from avl_plugins.tasks.arguments import check_count, check_number
 
 __all__ = ["drifted_units", "drifts", "split_units"]
 
@@ -23,6 +24,8 @@ def drifts(network: DynamicallyExpandableNetwork, before: Before) -> list[Tensor
 
 def drifted_units(drift: Tensor, threshold: float, most: int | None = None) -> Tensor:
     """Return the units that moved more than `threshold`, at most so many, those that moved furthest first."""
+    check_number("threshold", threshold, low=0)
+    check_count("most", most, none="all of them")
     order = drift.argsort(descending=True, stable=True)
     found = order[drift[order] > threshold]
     return found if most is None else found[:most]
@@ -44,9 +47,10 @@ def split_units(network: DynamicallyExpandableNetwork, units: Sequence[Tensor], 
         before: Weights and biases before the newest task.
 
     Raises:
-        ValueError: If a unit was made by the newest task, has been split before, is there twice, or is no unit.
-            Nothing has changed then.
+        ValueError: If a unit was made by the newest task, has been split before, is there twice, or is no unit; if
+            the network has no task. Nothing has changed then.
     """
+    head = network.head_of(network.newest)
     chosen = [torch.as_tensor(own, dtype=torch.long).flatten() for own in units]
     for k, (layer, own, (weight, _)) in enumerate(zip(network.hidden, chosen, before, strict=True)):
         _check_units(own.tolist(), layer.splits[: len(weight)], f"hidden layer {k + 1}")
@@ -78,7 +82,6 @@ def split_units(network: DynamicallyExpandableNetwork, units: Sequence[Tensor], 
             splits[unit] = network.stamp
         layer.set_tensors(weight, bias, stamps, splits)
         below, columns = layer, own
-    head = network.head_of(network.labels[-1])
     columns = entries(columns, network.head_positions)
     joined = torch.cat([head.weight, head.weight[:, columns]], dim=1)
     joined[:, columns] = 0

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from avl_plugins.den.layers import GrowingLayer, entries
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.growth.parameters import grow_parameter
+from avl_plugins.tasks.arguments import check_count
 
 __all__ = ["add_units", "empty_units", "remove_units"]
 
@@ -33,10 +34,14 @@ def add_units(
         generator: Where random numbers come from.
 
     Raises:
-        ValueError: If there is not one count for each layer, or one is negative.
+        ValueError: If there is not one count for each layer, one is negative, or the network has no task.
+        TypeError: If one is no integer.
     """
-    if len(counts) != len(network.layers) or min(counts) < 0:
-        raise ValueError(f"counts: expected {len(network.layers)} numbers from 0 on, got {list(counts)}")
+    if len(counts) != len(network.layers):
+        raise ValueError(f"counts must be {len(network.layers)} numbers, one for each layer, got {list(counts)}")
+    for count in counts:
+        check_count("counts", count, low=0)
+    label = network.newest
     below: GrowingLayer | None = None
     for k, (layer, new) in enumerate(zip(network.hidden, counts, strict=True)):
         old, inputs, *kernel = layer.layer.weight.shape
@@ -60,7 +65,6 @@ def add_units(
         layer.splits += [0] * new
         layer.describe()
         below = layer
-    label = network.labels[-1]
     head = network.head_of(label)
     inputs = network.hidden[-1].units * network.head_positions
     bound = inputs**-0.5
@@ -93,6 +97,7 @@ def remove_units(network: DynamicallyExpandableNetwork, layer_index: int, units:
     Raises:
         ValueError: If one was made by an earlier task, whose outputs would change.
     """
+    check_count("layer_index", layer_index, low=0, high=len(network.layers) - 1)
     layer, above = network.hidden[layer_index], layer_index + 1
     old = [unit for unit in units.tolist() if layer.stamps[unit] != network.stamp or network.stamp == 1]
     if old:
@@ -112,7 +117,7 @@ def remove_units(network: DynamicallyExpandableNetwork, layer_index: int, units:
         columns = entries(kept, upper.positions)
         upper.set_tensors(upper.layer.weight[:, columns].clone(), upper.layer.bias, upper.stamps, upper.splits)
         return
-    head = network.head_of(network.labels[-1])
+    head = network.head_of(network.newest)
     head.weight = nn.Parameter(
         head.weight[:, entries(kept, network.head_positions)].clone(), requires_grad=head.weight.requires_grad
     )

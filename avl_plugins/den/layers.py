@@ -123,15 +123,22 @@ def cut(body: Any) -> tuple[list[nn.Module], list[GrowingLayer]]:
 
     Raises:
         TypeError: If it is no `nn.Sequential`, or holds a module with parameters or buffers that cannot grow.
-        ValueError: If it has no layer, one has groups, or the units of a layer are not in order in the next one's
-            inputs.
+        ValueError: If it has no layer, one has groups or shares its weight, or the units of a layer are not in order
+            in the next one's inputs.
     """
     if not isinstance(body, nn.Sequential):
-        raise TypeError(f"body: expected an nn.Sequential, got {type(body).__name__}")
+        raise TypeError(
+            f"body must be an nn.Sequential, itself and not inside DataParallel or torch.compile, got "
+            f"{type(body).__name__}"
+        )
     before: list[nn.Module] = []
     parts: list[tuple[Any, list[nn.Module]]] = []
     for module in _flat(body):
         if type(module) in (nn.Linear, nn.Conv2d):
+            if not isinstance(module.weight, nn.Parameter):
+                raise TypeError(f"body: a {type(module).__name__} computes its weight (weight_norm?) and cannot grow")
+            if any(module.weight is layer.weight for layer, _ in parts):
+                raise ValueError(f"body: two layers share the weight of a {type(module).__name__}, which cannot grow")
             parts.append((module, []))
         elif [*module.parameters(), *module.buffers()]:
             raise TypeError(

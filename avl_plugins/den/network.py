@@ -1,7 +1,6 @@
 """Dynamically expandable networks: layers that grow, a head for each task, and inference by time stamps."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -10,10 +9,27 @@ from torch import Tensor, nn
 from avl_plugins.den.head_inputs import Given
 from avl_plugins.den.layers import GrowingLayer, cut, entries, take
 from avl_plugins.den.stand_in import StandIn, make_stand_in
+from avl_plugins.tasks.arguments import check_choice, check_count, check_flag
+from avl_plugins.tasks.copies import copy_module, refuse_lazy
 from avl_plugins.tasks.labels import check_labels_differ, class_labels, experience_classes, task_label
-from avl_plugins.tasks.network import TaskNetwork
+from avl_plugins.tasks.network import TRAINING_ON, TaskNetwork
+from avl_plugins.tasks.states import Entry, check_entries, is_count, list_of
 
 __all__ = ["DynamicallyExpandableNetwork"]
+
+_ENTRIES: dict[str, Entry] = {
+    "stamps": ("a list of integers for each layer", list_of(list_of(is_count))),
+    "heads": (
+        "a dict of inputs and outputs by task label",
+        lambda value: (
+            isinstance(value, dict)
+            and all(label.lstrip("-").isdigit() for label in value)
+            and all(list_of(is_count)(shape) and len(shape) == 2 for shape in value.values())
+        ),
+    ),
+    "training_on": TRAINING_ON,
+    "stand_in": ("a dict, or None", lambda value: value is None or isinstance(value, dict)),
+}
 
 
 class DynamicallyExpandableNetwork(TaskNetwork):
@@ -44,7 +60,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         gives (B, outputs of the largest head), and those that a task does not have are -1e4.
 
     Raises:
-        TypeError: If `body` has layers that cannot grow.
+        TypeError: If `body` is no `nn.Sequential` or has layers that cannot grow, or an argument is of another kind.
         ValueError: If an argument is out of range; in training, if an experience has no task label or several, its
             label has been trained on, all experiences of the stream have the same one, or a binary head is to tell
             more than two classes.
@@ -68,9 +84,13 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         unseen: str = "constant",
     ) -> None:
         super().__init__(unseen=unseen)
-        if head not in ("multiclass", "one-vs-rest", "binary"):
-            raise ValueError(f'head: expected "multiclass", "one-vs-rest" or "binary", got {head!r}')
-        before, layers = cut(deepcopy(body))
+        check_choice("head", head, ("multiclass", "one-vs-rest", "binary"))
+        check_count("features", features, none="the number of the last layer's units")
+        check_flag("stamps", stamps)
+        if isinstance(body, nn.Module):
+            refuse_lazy("body", body)
+            body = copy_module(body)
+        before, layers = cut(body)
         last = layers[-1]
         if features is None and not isinstance(last.layer, nn.Linear):
             raise ValueError(
@@ -78,8 +98,8 @@ class DynamicallyExpandableNetwork(TaskNetwork):
                 "the head reads"
             )
         features = last.units if features is None else features
-        if features < 1 or features % last.units:
-            raise ValueError(f"features: expected a multiple of the last layer's {last.units} units, got {features}")
+        if features % last.units:
+            raise ValueError(f"features must be a multiple of the last layer's {last.units} units, got {features}")
         self.head, self.use_stamps = head, stamps
         self.head_positions = features // last.units
         self.before = nn.Sequential(*before)
@@ -94,6 +114,13 @@ class DynamicallyExpandableNetwork(TaskNetwork):
     def labels(self) -> list[int]:
         """Task labels in the order in which they were learnt."""
         return [int(label) for label in self.heads]
+
+    @property
+    def newest(self) -> int:
+        """Label of the newest task; a ValueError where there is none."""
+        if not self.labels:
+            raise ValueError("the network has no task yet: call add_task(label, classes) first")
+        return self.labels[-1]
 
     @property
     def hidden(self) -> list[GrowingLayer]:
@@ -150,7 +177,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         """Return the logits (B, outputs of the task's head)."""
         if task_label not in self.labels:
             return self.constant_logits(x, task_label)
-        if self.stand_in is not None and task_label == self.labels[-1]:
+        if self.stand_in is not None and task_label == self.newest:
             return self.stand_in(self.before(x))
         features, weight = self.features(x, task_label), self.head_weight(task_label)
         return nn.functional.linear(features[:, : weight.shape[1]], weight, self.head_of(task_label).bias)
@@ -162,7 +189,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
 
     def features(self, x: Tensor, label: int) -> Tensor:
         """Return what the units of the last layer that a task uses make of x, (B, features)."""
-        if self.given is not None and label == self.labels[-1] and (known := self.given.of(x)) is not None:
+        if self.given is not None and label == self.newest and (known := self.given.of(x)) is not None:
             return known
         h, below = self.before(x), None
         for layer, units in zip(self.hidden, self.units_of(label), strict=True):
@@ -181,10 +208,10 @@ class DynamicallyExpandableNetwork(TaskNetwork):
 
     def to_single_task(self, label: int) -> nn.Sequential:
         """Return what one task needs as a plain module, x -> logits, in evaluation mode; a copy."""
-        parts: list[nn.Module] = [*deepcopy(self.before)]
+        parts: list[nn.Module] = [*copy_module(self.before)]
         below = None
         for own, units in zip(self.hidden, self.units_of(label), strict=True):
-            layer, (weight, bias) = deepcopy(own), own.block(units, below)
+            layer, (weight, bias) = copy_module(own), own.block(units, below)
             layer.set_tensors(weight.clone(), None if bias is None else bias.clone(), [1] * len(units))
             parts += [layer.layer, *layer.after]
             below = units
@@ -228,14 +255,17 @@ class DynamicallyExpandableNetwork(TaskNetwork):
 
     def set_extra_state(self, state: Any) -> None:
         """Take the shape of a state_dict, whose values are filled in after this."""
+        check_entries(type(self).__name__, state, _ENTRIES, optional={"splits": _ENTRIES["stamps"]})
         own, saved = list(self.heads), list(state["heads"])
         if own != saved[: len(own)]:
             raise ValueError(f"the network has heads for the tasks {own}, the state for {saved}")
+        splits = state.get("splits", [[0] * len(stamps) for stamps in state["stamps"]])  # before 0.2, all read both
         if len(state["stamps"]) != len(self.layers):
             raise ValueError(f"the network has {len(self.layers)} hidden layers, the state {len(state['stamps'])}")
+        if [len(stamps) for stamps in state["stamps"]] != [len(split) for split in splits]:
+            raise ValueError("the state has stamps and splits of different numbers of units")
         first = next(self.parameters())
         below: int | None = None
-        splits = state.get("splits", [[]] * len(self.layers))  # units that were split before version 0.2 are read on
         for layer, stamps, split, units in zip(self.hidden, state["stamps"], splits, self.first_units, strict=True):
             if sum(stamp == 1 for stamp in stamps) != units:
                 raise ValueError(
@@ -246,7 +276,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
             if shape != tuple(layer.layer.weight.shape):
                 bias = None if layer.layer.bias is None else first.new_zeros(len(stamps))
                 layer.set_tensors(first.new_zeros(shape), bias, stamps)
-            layer.stamps, layer.splits = list(stamps), list(split) or [0] * len(stamps)
+            layer.stamps, layer.splits = list(stamps), list(split)
             below = len(stamps)
         for label, (inputs, outputs) in state["heads"].items():
             head: Any = self.heads[label] if label in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avl_plugins.tasks.arguments import check_number
+
 __all__ = ["select_units", "units_with_a_path"]
 
 
@@ -29,8 +31,7 @@ def select_units(
     Raises:
         ValueError: If `tolerance` is negative.
     """
-    if tolerance < 0:
-        raise ValueError(f"tolerance: expected at least 0, got {tolerance}")
+    check_number("tolerance", tolerance, low=0)
     used = _read_by(head, torch.arange(len(head), device=head.device), positions[-1], tolerance)
     found = [used]
     for weight, per_unit in zip(reversed(weights), [*reversed(positions[:-1]), 1], strict=True):
@@ -44,7 +45,7 @@ def units_with_a_path(network: Any, *, tolerance: float = 0.0) -> list[list[int]
 
     See `select_units`. Units that have been split are not looked at: they are the earlier tasks'.
     """
-    label = network.labels[-1]
+    label = network.newest
     units = network.units_of(label)
     layers = zip(network.hidden, units, [None, *units[:-1]], strict=True)
     weights = [layer.block(own, below)[0] for layer, own, below in layers]

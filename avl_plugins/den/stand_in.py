@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avl_plugins.den.layers import entries, take
+from avl_plugins.tasks.states import is_count, list_of
 
 __all__ = ["NewUnits", "Selected", "StandIn", "all_that_is_used", "make_stand_in"]
 
@@ -66,7 +67,7 @@ class Selected(StandIn):
             weight, bias = layer.block(own, below)
             self.weights.append(weight.detach().clone())
             self.biases.append(torch.empty(0) if bias is None else bias.detach().clone())
-        head = network.head_of(network.labels[-1])
+        head = network.head_of(network.newest)
         self.weights.append(take(head.weight.detach(), 1, self.units[-1], network.head_positions).clone())
         self.biases.append(head.bias.detach().clone())
 
@@ -125,14 +126,14 @@ class NewUnits(StandIn):
         super().__init__(network)
         self.added = list(added)
         self.outgoing = nn.ParameterList()
-        self._units = network.units_of(network.labels[-1])
+        self._units = network.units_of(network.newest)
         for layer, (old, new), below, below_new in self._layers():
             weight, bias = layer.block(new, below)
             self.weights.append(weight.detach().clone())
             self.outgoing.append(layer.block(old, below_new)[0].detach().clone())
             self.biases.append(torch.empty(0) if bias is None else bias.detach().clone())
-        head = network.head_of(network.labels[-1])
-        self.weights.append(network.head_weight(network.labels[-1]).detach().clone())
+        head = network.head_of(network.newest)
+        self.weights.append(network.head_weight(network.newest).detach().clone())
         self.biases.append(head.bias.detach().clone())
 
     def forward(self, h: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ class NewUnits(StandIn):
         _write_head(self.network, self._units[-1], self.weights[-1], self.biases[-1])
 
     def _layers(self) -> Iterator[tuple[Any, tuple[list[int], list[int]], list[int] | None, list[int]]]:
-        """Yield the layers, their old and new units, the units below (None for all inputs) and the new ones of these."""
+        """Yield layers, their old and new units, the units below (None for all inputs) and the new ones of these."""
         below: list[int] | None = None
         below_new: list[int] = []
         for layer, units, added in zip(self.network.hidden, self._units, self.added, strict=True):
@@ -183,23 +184,34 @@ def all_that_is_used(network: Any) -> Selected | None:
     if not any(map(any, (layer.splits for layer in network.hidden))):
         return None
     inputs = network.hidden[0].layer.weight.shape[1]
-    return Selected(network, [range(inputs), *network.units_of(network.labels[-1])])
+    return Selected(network, [range(inputs), *network.units_of(network.newest)])
 
 
 def make_stand_in(network: Any, shape: dict[str, Any]) -> StandIn:
-    """Make a stand-in of the shape that one said of itself; its values are filled from a state_dict."""
-    return Selected(network, shape["units"]) if shape["kind"] == Selected.kind else NewUnits(network, shape["added"])
+    """Make a stand-in of the shape that one said of itself; its values are filled from a state_dict.
+
+    Raises:
+        ValueError: It is the shape of none.
+    """
+    kinds: dict[str, tuple[type[Selected | NewUnits], str, Any]] = {
+        Selected.kind: (Selected, "units", list_of(list_of(is_count))),
+        NewUnits.kind: (NewUnits, "added", list_of(is_count)),
+    }
+    made, name, fits = kinds.get(shape.get("kind", ""), kinds[NewUnits.kind])
+    if shape.keys() != {"kind", name} or not fits(shape[name]):
+        raise ValueError(f"stand_in: no phase trains a part of the shape {shape!s:.80}")
+    return made(network, shape[name])
 
 
 def _write_head(network: Any, units: Sequence[int], weight: Tensor, bias: Tensor) -> None:
-    head = network.head_of(network.labels[-1])
+    head = network.head_of(network.newest)
     head.weight[:, entries(torch.tensor(units, device=head.weight.device), network.head_positions)] = weight
     head.bias.copy_(bias)
 
 
 def _sources(network: Any, names: Sequence[tuple[str, str]]) -> dict[str, str]:
     *hidden, (head_weight, head_bias) = names
-    label = network.labels[-1]
+    label = network.newest
     found = {head_weight: f"heads.{label}.weight", head_bias: f"heads.{label}.bias"}
     for k, (weight, bias) in enumerate(hidden):
         found |= {weight: f"layers.{k}.layer.weight", bias: f"layers.{k}.layer.bias"}

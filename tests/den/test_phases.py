@@ -99,7 +99,7 @@ def test_selection_from_all_outputs_and_its_tolerance():
     positions = [1, 1]
     assert [own.tolist() for own in select_units(head, weights, positions=positions)] == [[0, 2]] * 3
     assert [own.tolist() for own in select_units(head, weights, positions=positions, tolerance=1e-2)] == [[2]] * 3
-    with pytest.raises(ValueError, match="tolerance: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match="tolerance must be a number >= 0, got -1"):
         select_units(head, weights, positions=positions, tolerance=-1)
 
 
