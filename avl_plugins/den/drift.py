@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from avl_plugins.den.stand_in import Selected
 from avl_plugins.growth.preconditioner import inverse_preconditioner
+from avl_plugins.tasks.arguments import check_number
 
 __all__ = ["Anchor", "Before", "anchors", "drift_penalty", "pull_back_"]
 
@@ -60,8 +61,9 @@ def pull_back_(anchored: Sequence[Anchor], optimizer: Optimizer, drift_lambda: f
         drift_lambda: lambda.
 
     Raises:
-        ValueError: If the optimizer is another one, or it maximises.
+        ValueError: If the optimizer is another one, or it maximises, or lambda is negative or not finite.
     """
+    check_number("drift_lambda", drift_lambda, low=0)
     inverse = inverse_preconditioner(optimizer, option="drift_step")
     past_of = {id(parameter): past for parameter, past in anchored}
     for group in optimizer.param_groups:

@@ -5,24 +5,55 @@ from typing import Any, Literal
 
 import torch
 from avalanche.core import SupervisedPlugin
-from torch import nn
+from torch import Tensor, nn
 
 from avl_plugins.checkpoint.resume import phase
 from avl_plugins.data.serving import ServedFeatures
-from avl_plugins.den.checks import check_use, each_layer
+from avl_plugins.den.checks import check_experience, check_loss_on, check_use, each_layer
 from avl_plugins.den.drift import Anchor, Before, anchors, drift_penalty, pull_back_
 from avl_plugins.den.duplication import drifted_units, drifts, split_units
 from avl_plugins.den.expansion import add_units, empty_units, remove_units
 from avl_plugins.den.head_inputs import head_inputs
 from avl_plugins.den.network import DynamicallyExpandableNetwork
-from avl_plugins.den.phases import add_squares, join_groups, mean_loss, proximal_step, train_only
-from avl_plugins.den.selection import select_units
-from avl_plugins.den.stand_in import NewUnits, Selected
+from avl_plugins.den.phases import add_squares, join_groups, proximal_step, train_only
+from avl_plugins.den.selection import units_with_a_path
+from avl_plugins.den.stand_in import NewUnits, Selected, all_that_is_used
+from avl_plugins.tasks.arguments import check_choice, check_count, check_each_layer, check_flag, check_number
+from avl_plugins.tasks.checks import check_loss, note_user
+from avl_plugins.tasks.states import FLAG, Entry, check_entries, is_count, is_number, list_of
 
 __all__ = ["DENPlugin"]
 
 STEPS = ("first", "full", "head", "retraining", "expansion", "drift", "split", "done")
 """What is being trained, in order; the first task has "first" alone, later ones "full" or "head" and what follows."""
+
+
+def _is_layer(value: Any) -> bool:
+    """Return whether a value is a weight and a bias, or None for that."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and isinstance(value[0], Tensor)
+        and (value[1] is None or isinstance(value[1], Tensor))
+    )
+
+
+_ENTRIES: dict[str, Entry] = {
+    "history": (
+        'a list of dicts with a "label" each',
+        list_of(lambda entry: isinstance(entry, dict) and isinstance(entry.get("label"), int)),
+    ),
+    "step": (f"one of {', '.join(STEPS)}", lambda value: isinstance(value, str) and value in STEPS),
+    "weights_before": ("a weight, and a bias or None, for each layer", list_of(_is_layer)),
+    "expanding": FLAG,
+    "splitting": FLAG,
+    "losses": ("a list of numbers", list_of(is_number)),
+    "running": ("two numbers", lambda value: list_of(is_number)(value) and len(value) == 2),
+    "groups": (
+        "a dict of numbers of parameter groups",
+        lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
+    ),
+}
 
 
 class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
@@ -43,9 +74,9 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     the authors' code's 1e-5 at a learning rate of 1e-3.
 
     Deviations: L1 is applied in 4, too, which would else fill the zeros that selection lives on (the paper has W "kept
-    sparse throughout"). Where nothing is split, the second training of 4 is left out. The old copy of a split unit
-    gives its weight to the newest head up to the new copy; units of the newest task in the layer above read both. What
-    a removed unit has put out by its bias alone is lost, as in the authors' code.
+    sparse throughout"). Where nothing is split, the second training of 4 is left out. A split leaves what the newest
+    task computes as it is (see `split_units`; in the authors' code part of its head begins anew). What a removed unit
+    has put out by its bias alone is lost, as in the authors' code.
 
     Args:
         l1: mu of Eq. 2, 3 and 5.
@@ -79,11 +110,14 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             is switched on, and by layer "added", "removed", "drift" (the largest) and "split".
 
     Raises:
-        TypeError: In `train()`, if the strategy's model is no `DynamicallyExpandableNetwork`.
+        TypeError: If an argument is of another kind; in `train()`, if the strategy's model is no
+            `DynamicallyExpandableNetwork`.
         ValueError: If an argument is out of range; in `train()`, if `expand_by` or `max_splits` has not a number for
-            each hidden layer, the strategy trains on several tasks at once, another plugin keeps something for each
-            parameter, whose shape changes, or goes back to an earlier state, parameters are frozen or not in the
-            optimizer, a task selects no units, or "proximal" does not know the optimizer.
+            each hidden layer, the strategy trains on several tasks at once, on parts of an online stream or in several
+            processes, another plugin keeps something for each parameter, whose shape changes, or goes back to an
+            earlier state, the plugin or network is another strategy's, too, parameters are frozen or not in the
+            optimizer, the criterion is a sum, "proximal" does not know the optimizer, an experience or its validation
+            data are empty, a label comes back, the loss is not finite, or a task selects no units.
     """
 
     def __init__(
@@ -109,28 +143,31 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         split: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("l1", l1),
-            ("l2", l2),
-            ("group_lasso", group_lasso),
-            ("drift_lambda", drift_lambda),
-            ("loss_threshold", loss_threshold),
-            ("drift_threshold", drift_threshold),
-            ("head_tolerance", head_tolerance),
-            ("cache_bytes", cache_bytes),
-            ("zero_tolerance", zero_tolerance),
-            ("retraining_drift", retraining_drift),
+        for name, value in {
+            "l1": l1,
+            "l2": l2,
+            "group_lasso": group_lasso,
+            "drift_lambda": drift_lambda,
+            "loss_threshold": loss_threshold,
+            "drift_threshold": drift_threshold,
+            "head_tolerance": head_tolerance,
+            "zero_tolerance": zero_tolerance,
+            "retraining_drift": retraining_drift,
+        }.items():
+            check_number(name, value, low=0)
+        check_each_layer("expand_by", expand_by)
+        check_each_layer("max_splits", max_splits, none="no bound")
+        check_count("phase_epochs", phase_epochs, none="train_epochs")
+        check_count("cache_bytes", cache_bytes, low=0)
+        check_flag("selective", selective)
+        check_flag("split", split)
+        check_choice("expand", expand, ("dynamic", "constant", None))
+        check_choice("drift_step", drift_step, ("gradient", "proximal"))
+        if validation_stream is not None and not (
+            hasattr(validation_stream, "__len__") and hasattr(validation_stream, "__getitem__")
         ):
-            if not value >= 0:
-                raise ValueError(f"{name}: expected at least 0, got {value}")
-        for name, count in (("expand_by", expand_by), ("max_splits", max_splits), ("phase_epochs", phase_epochs)):
-            if any(number < 1 for number in each_layer(count, 1) if number is not None):
-                raise ValueError(f"{name}: expected at least 1, got {count}")
-        if expand not in ("dynamic", "constant", None):
-            raise ValueError(f'expand: expected "dynamic", "constant" or None, got {expand!r}')
+            raise TypeError(f"validation_stream must be a sequence of experiences, or None, got {validation_stream!r}")
         self.l1, self.l2, self.group_lasso = l1, l2, group_lasso
-        if drift_step not in ("gradient", "proximal"):
-            raise ValueError(f'drift_step: expected "gradient" or "proximal", got {drift_step!r}')
         self.drift_lambda, self.retraining_drift, self.drift_step = drift_lambda, retraining_drift, drift_step
         self.loss_threshold, self.drift_threshold = loss_threshold, drift_threshold
         self.expand_by, self.max_splits = expand_by, max_splits
@@ -163,7 +200,12 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` gave."""
+        """Take what `state_dict` gave.
+
+        Raises:
+            ValueError: If an entry is missing, unknown or of another kind. Nothing has changed then.
+        """
+        check_entries("DENPlugin", state, _ENTRIES)
         self.history = [dict(entry) for entry in state["history"]]
         self.step = state["step"]
         self.weights_before = [(weight, bias) for weight, bias in state["weights_before"]]
@@ -178,7 +220,11 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._head_inputs = strategy.model.given = None  # a run may have been interrupted
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Sort a new head into the optimizer's groups where there are several, which Avalanche cannot."""
+        """Refuse unfit experiences; sort a new head into the optimizer's groups where there are several.
+
+        Avalanche cannot.
+        """
+        check_experience(strategy, self.validation_stream if self.expand else None)
         if len(strategy.optimizer.param_groups) > 1:
             if strategy.optimized_param_id is None:
                 strategy.make_optimizer(reset_optimizer_state=True)
@@ -188,6 +234,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Begin the first phase."""
+        note_user(strategy, self, strategy.model)
         network: DynamicallyExpandableNetwork = strategy.model
         network.stand_in = None
         self._anchors = []
@@ -197,11 +244,16 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         else:
             self.step = "head" if self.selective else "full"
         self.weights_before = [layer.copies() for layer in network.hidden]
-        label = network.labels[-1]
+        label = network.newest
         self.history = [entry for entry in self.history if entry["label"] != label]
         self.history.append({"label": label, **{key: [] for key in ("selected", "added", "removed", "drift", "split")}})
         self._expanding = self._splitting = False
-        self._train_only(strategy, network.head_of(label) if self.step == "head" else network)
+        if network.stamp > 1 and self.expand and self.validation_stream is not None:
+            self._loss_before_expansion(strategy)  # so that it fails now if it does
+        if self.step == "head":
+            self._train_only(strategy, network.head_of(label))
+        else:
+            self._train_all(strategy)
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """End the head's training when it has converged; before it, compute what it reads."""
@@ -218,6 +270,11 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 strategy.model, strategy.dataloader, device=strategy.device, limit=self.cache_bytes
             )
 
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Evaluate earlier tasks with the weights that they share as the phase has trained them so far."""
+        if strategy.model.stand_in is not None:
+            strategy.model.stand_in.write_back()
+
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Hand over what the head reads."""
         if self._head_inputs is not None:
@@ -229,7 +286,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             strategy.model.given = None
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Add the phase's penalty."""
+        """Add the phase's penalty, and refuse a loss that is not finite."""
         if self.step == "head":
             self._running = [self._running[0] + float(strategy.loss.detach()), self._running[1] + 1]
         network: DynamicallyExpandableNetwork = strategy.model
@@ -240,6 +297,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             with torch.set_grad_enabled(self.drift_step == "gradient"):
                 penalty = weight * drift_penalty(self._anchored(network))
             strategy.loss = strategy.loss + penalty
+        check_loss(strategy, strategy.loss, hint=f"Lower the learning rate or drift_lambda (phase: {self.step})")
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Take the phase's proximal steps."""
@@ -309,13 +367,10 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def _before_retraining(self, strategy: Any) -> None:
         network: DynamicallyExpandableNetwork = strategy.model
-        head = network.head_of(network.labels[-1]).weight
-        weights = [layer.layer.weight for layer in network.hidden]
-        positions = [*(layer.positions for layer in network.hidden[1:]), network.head_positions]
-        units = select_units(head, weights, positions=positions, tolerance=self.zero_tolerance)
+        units = units_with_a_path(network, tolerance=self.zero_tolerance)
         if any(len(own) == 0 for own in units):
             raise ValueError(
-                f"l1: task {network.labels[-1]} selects {[len(own) for own in units]} inputs and units by layer; "
+                f"l1: task {network.newest} selects {[len(own) for own in units]} inputs and units by layer; "
                 f"{self.l1} drives too many weights to zero, lower it"
             )
         self._head_inputs = None
@@ -325,7 +380,9 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def _before_expansion(self, strategy: Any) -> None:
         network: DynamicallyExpandableNetwork = strategy.model
-        loss = self._loss_before_expansion(strategy) if self.expand else 0.0
+        loss = 0.0
+        if self.expand:  # before what was trained is written back: the selected part is faster
+            loss = self.history[-1]["loss"] = self._loss_before_expansion(strategy)
         self._write_back(network)
         self._expanding = self.expand == "constant" or (self.expand == "dynamic" and loss > self.loss_threshold)
         if self._expanding:
@@ -336,12 +393,12 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             self._train_only(strategy, network.stand_in)
 
     def _loss_before_expansion(self, strategy: Any) -> float:
-        network, data = strategy.model, strategy.experience
-        if self.validation_stream is not None:
-            data = self.validation_stream[data.current_experience]
-        # Before what was trained is written back: the selected part is faster.
-        loss = self.history[-1]["loss"] = mean_loss(strategy, network.labels[-1], data.dataset.eval())
-        return loss
+        experience = strategy.experience
+        if self.validation_stream is None:
+            return check_loss_on(strategy, "the experience", experience.dataset)
+        return check_loss_on(
+            strategy, "validation_stream", self.validation_stream[experience.current_experience].dataset
+        )
 
     def _before_drift(self, strategy: Any) -> None:
         network: DynamicallyExpandableNetwork = strategy.model
@@ -355,12 +412,13 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 remove_units(network, index, empty)
                 removed.append(len(empty))
             self.history[-1]["removed"] = removed[::-1]
-        self._train_only(strategy, network)
+        self._train_all(strategy)
 
     def _before_split(self, strategy: Any) -> None:
         if not self.split:
             return
         network: DynamicallyExpandableNetwork = strategy.model
+        self._write_back(network)
         moved = drifts(network, self.weights_before)
         most = each_layer(self.max_splits, len(moved))
         units = [drifted_units(own, self.drift_threshold, k) for own, k in zip(moved, most, strict=True)]
@@ -368,12 +426,18 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._splitting = any(len(own) for own in units)
         if self._splitting:
             split_units(network, units, self.weights_before)
-            self._train_only(strategy, network)
+            self._train_all(strategy)
 
     def _before_done(self, strategy: Any) -> None:
         self._write_back(strategy.model)
         self._train_only(strategy, strategy.model)
         self.weights_before = []
+
+    def _train_all(self, strategy: Any) -> None:
+        """Train all that the newest task uses."""
+        network: DynamicallyExpandableNetwork = strategy.model
+        network.stand_in = all_that_is_used(network)
+        self._train_only(strategy, network if network.stand_in is None else network.stand_in)
 
     def _train_only(self, strategy: Any, part: nn.Module) -> None:
         train_only(strategy, part, self._groups)

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any, Self
 
 import torch
@@ -16,6 +15,8 @@ from avl_plugins.progressive.fresh import ColumnMaker
 from avl_plugins.progressive.frozen import given_for
 from avl_plugins.progressive.single_task import SingleTaskNetwork, Tap, run_columns
 from avl_plugins.progressive.state import grow_to, shape_of
+from avl_plugins.tasks.arguments import check_flag
+from avl_plugins.tasks.copies import copy_module
 from avl_plugins.tasks.labels import (
     check_labels_differ,
     class_labels,
@@ -67,7 +68,7 @@ class ProgressiveNetwork(TaskNetwork):
         ValueError: If an argument is out of range, or `column` has a layer that cannot be made anew; in training, if an
             experience has no task label or several, its label has been trained on (unless `retrain`, and with no other
             classes), or all experiences of the stream have the same one.
-        TypeError: If `column` cannot be cut into layers.
+        TypeError: If `column` cannot be cut into layers, or an argument is of another kind.
 
     Attributes:
         columns: The `Column`s. There is one before the first task, so that an optimizer can be made.
@@ -86,6 +87,7 @@ class ProgressiveNetwork(TaskNetwork):
         unseen: str = "constant",
     ) -> None:
         super().__init__(unseen=unseen)
+        check_flag("retrain", retrain)
         self.laterals = Laterals(adapter, reduction, alpha_init)
         self.retrain = retrain
         self._given: Given | None = None
@@ -223,7 +225,7 @@ class ProgressiveNetwork(TaskNetwork):
         """Return what one task needs as a plain module, x -> logits, in evaluation mode; a copy."""
         index = self.index_of(label)
         columns = self._columns()[index if self.adapter is None else 0 : index + 1]
-        return SingleTaskNetwork(deepcopy(columns)).eval()
+        return SingleTaskNetwork([*copy_module(nn.ModuleList(columns))]).eval()  # type: ignore[arg-type]
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the tasks of the columns."""

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import math
+import weakref
 from typing import Any
 
+from avalanche.distributed.distributed_helper import DistributedHelper
 from torch import Tensor
 
-__all__ = ["check_criterion", "check_loss", "experience_name", "refuse_empty"]
+__all__ = [
+    "check_criterion",
+    "check_loss",
+    "experience_name",
+    "note_user",
+    "refuse_distributed",
+    "refuse_empty",
+    "refuse_shared",
+]
+
+_users: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+"""The strategy that trains with a plugin, or trains a network."""
 
 
 def experience_name(strategy: Any) -> str:
@@ -26,6 +41,47 @@ def refuse_empty(strategy: Any, method: str) -> None:
         raise ValueError(f"{experience_name(strategy)} is empty: {method} has nothing to learn from; leave it out")
 
 
+def refuse_distributed(method: str) -> None:
+    """Refuse training in several processes, in `before_training`.
+
+    Raises:
+        ValueError: `torch.distributed` has been initialised.
+    """
+    if DistributedHelper.is_distributed:
+        raise ValueError(f"{method} does not serve distributed training, in which its processes would drift apart")
+
+
+def refuse_shared(strategy: Any, name: str, thing: Any) -> None:
+    """Refuse a plugin or network that another strategy has trained with, in `before_training`.
+
+    Args:
+        strategy: that is about to train.
+        name: the argument's, "plugins" or "model".
+        thing: the plugin or network, of which `note_user` takes note when its training begins.
+
+    Raises:
+        ValueError: The other strategy still exists.
+    """
+    if _user(thing) not in (None, strategy):
+        gc.collect()  # it may be gone but for a cycle
+    if (other := _user(thing)) not in (None, strategy):
+        raise ValueError(
+            f"{name}: another strategy, a {type(other).__name__}, has trained with this {type(thing).__name__}; make "
+            "one for each, or delete the other strategy first"
+        )
+
+
+def note_user(strategy: Any, *things: Any) -> None:
+    """Take note of who trains with plugins and networks; see `refuse_shared`."""
+    for thing in things:
+        _users[thing] = weakref.ref(strategy)
+
+
+def _user(thing: Any) -> Any:
+    user = _users.get(thing)
+    return None if user is None else user()
+
+
 def check_criterion(strategy: Any, method: str) -> None:
     """Refuse a criterion that says itself that it is no mean over the mini-batch.
 
@@ -33,7 +89,10 @@ def check_criterion(strategy: Any, method: str) -> None:
         ValueError: Its `reduction` is another one.
     """
     criterion = getattr(strategy, "_criterion", None)
-    reduction = getattr(criterion, "reduction", "mean")
+    if isinstance(criterion, functools.partial):
+        reduction = criterion.keywords.get("reduction", "mean")
+    else:
+        reduction = getattr(criterion, "reduction", "mean")
     if reduction not in ("mean", "batchmean"):
         raise ValueError(
             f"criterion must be a mean over the mini-batch, as {method} compares and weighs losses, got "

@@ -1,8 +1,37 @@
 """Keywords of a plugin as keywords of the strategy that is the template plus the plugin."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+__all__ = ["keywords_only", "refuse_positional", "take_arguments_of", "with_arguments_of"]
+
+
+def refuse_positional(name: str, args: Sequence[Any]) -> None:
+    """Refuse positional arguments of a strategy's constructor, which Avalanche would take for others, one by one.
+
+    Args:
+        name: The strategy's.
+        args: The positional arguments.
+
+    Raises:
+        TypeError: There is one.
+    """
+    if args:
+        raise TypeError(f"{name} takes keyword arguments only: {name}(model=..., optimizer=..., criterion=...)")
+
+
+def keywords_only(strategy: type) -> type:
+    """Have a strategy refuse positional arguments; its subclasses, too, unless they have a constructor of their own."""
+
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if inspect.unwrap(cls.__init__) is inspect.unwrap(strategy.__init__):  # type: ignore[misc]
+            refuse_positional(cls.__name__, args)
+        return super(strategy, cls).__new__(cls)  # type: ignore[arg-type, misc]
+
+    __new__.__signature__ = inspect.signature(strategy.__init__)  # type: ignore[attr-defined, misc]
+    strategy.__new__ = __new__  # type: ignore[assignment]
+    return strategy
 
 
 def with_arguments_of(plugin: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

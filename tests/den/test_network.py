@@ -170,7 +170,7 @@ def test_unseen_tasks():
 
 def test_bad_bodies():
     for body, text in (
-        (nn.Linear(3, 2), "expected an nn.Sequential, got Linear"),
+        (nn.Linear(3, 2), "body must be an nn.Sequential, .*got Linear"),
         (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), "BatchNorm1d has parameters or buffers and cannot grow"),
         (nn.Sequential(nn.LSTM(3, 2)), "LSTM has parameters"),
     ):
@@ -184,11 +184,8 @@ def test_bad_bodies():
     ):
         with pytest.raises(ValueError, match=text):
             DynamicallyExpandableNetwork(body)
-    with pytest.raises(ValueError, match="features: expected a multiple of the last layer's 6 units, got 20"):
+    with pytest.raises(ValueError, match="features must be a multiple of the last layer's 6 units, got 20"):
         DynamicallyExpandableNetwork(nn.Sequential(nn.Conv2d(3, 6, 3)), features=20)
-    for name, value in {"head": "sigmoid", "unseen": "guess"}.items():
-        with pytest.raises(ValueError, match=f'{name}: expected "'):
-            mlp(**{name: value})
 
 
 def test_bad_tasks():
@@ -198,7 +195,7 @@ def test_bad_tasks():
         net.add_task(0, 2)
     with pytest.raises(ValueError, match='"binary" tells the classes 0 and 1, and the task 1 has'):
         net.add_task(1, 3)
-    with pytest.raises(ValueError, match="counts: expected 2 numbers"):
+    with pytest.raises(ValueError, match="counts must be 2 numbers"):
         add_units(net, (1,))
     assert conv().head_positions == 1
     assert all_conv().head_positions == 4
