@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, distributed
 
-__all__ = ["check_criterion", "check_loss", "experience_name", "refuse_empty"]
+__all__ = ["check_criterion", "check_loss", "experience_name", "refuse_distributed", "refuse_empty"]
 
 
 def experience_name(strategy: Any) -> str:
@@ -24,6 +24,19 @@ def refuse_empty(strategy: Any, method: str) -> None:
     dataset = getattr(strategy.experience, "dataset", None)
     if dataset is not None and len(dataset) == 0:
         raise ValueError(f"{experience_name(strategy)} is empty: {method} has nothing to learn from; leave it out")
+
+
+def refuse_distributed(method: str) -> None:
+    """Refuse a training that is shared by several processes.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise ValueError(
+            f"{method} does not train in {distributed.get_world_size()} processes, whose copies would drift apart: run "
+            "it in one"
+        )
 
 
 def check_criterion(strategy: Any, method: str) -> None:
