@@ -61,7 +61,7 @@ def test_returns_are_logged_over_agent_steps():
     assert found["TotalScore/eval_phase/test_stream"] == pytest.approx(min(1, a / 2) + b / 100)
     with pytest.raises(ValueError, match="references: there is none for 'b'; those given are"):
         actor_critic(evaluator=quiet(*return_metrics(references={"a": (0, 1)})[3:])).eval(two_tasks().test_stream)
-    with pytest.raises(ValueError, match="references: expected \\(low, high\\)"):
+    with pytest.raises(ValueError, match=r"references\['a'\] must be \(low, high\) with high > low"):
         return_metrics(references={"a": (1.0, 1.0)})
 
 
@@ -91,9 +91,11 @@ STRATEGIES = {
         ProgressiveNetwork(nn.Sequential(nn.Linear(3, 8), nn.Tanh())), plugins=[ProgressivePlugin()]
     ),
     "recognition": lambda: dqn(
-        TaskGains(mlp(2)), plugins=[recognition(), EWCPlugin(ewc_lambda=1.0, revisits="replace")], learning_starts=4
+        TaskGains(mlp(2)),
+        plugins=[recognition(), EWCPlugin(ewc_lambda=1.0, likelihood="gaussian", revisits="replace")],
+        learning_starts=4,
     ),
-    "dqn": lambda: dqn(TaskGains(mlp(2)), plugins=[EWCPlugin(ewc_lambda=1.0)]),
+    "dqn": lambda: dqn(TaskGains(mlp(2)), plugins=[EWCPlugin(ewc_lambda=1.0, likelihood="categorical")]),
     # Labels that are requested in an epoch's last rollout, and taken up in the next epoch's first.
     "requested": lambda: actor_critic(
         TaskGains(mlp(3)),
@@ -184,33 +186,7 @@ def test_after_a_failed_environment_nothing_is_lost(make_strategy, tmp_path):
     strategy.train(benchmark.train_stream[0])
 
 
-def test_bad_use_is_refused_with_the_argument_named():
-    for arguments, said in (
-        ({"num_envs": 0}, "num_envs: expected at least 1"),
-        ({"rollout": 0}, "rollout: expected at least 1"),
-        ({"minibatches": 0}, "minibatches: expected at least 1"),
-        ({"minibatches": 13}, "minibatches: expected at most the 12 states of a rollout, got 13"),
-        ({"clip_ratio": 0.0}, "clip_ratio: expected a number between 0 and 1, or None, got 0.0"),
-        ({"epoch_steps": 3}, "epoch_steps: expected at least a step of the 4 environments"),
-        ({"gamma": 1.5}, "gamma: expected a number from 0 to 1"),
-        ({"gae_lambda": -1}, "gae_lambda"),
-        ({"reward_clip": 0.0}, "reward_clip: expected a positive number"),
-        ({"entropy_weight": -1}, "entropy_weight: expected at least 0"),
-        ({"eval_episodes": 0}, "eval_episodes"),
-        ({"seed": -1}, "seed: expected at least 0"),
-        ({"acting_threads": 0}, "acting_threads: expected at least 1"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            actor_critic(**arguments)
-    for arguments, said in (
-        ({"train_every": 3}, "train_every: expected a multiple of num_envs, 2"),
-        ({"learning_starts": 41}, "learning_starts: expected .* at most buffer_size, 40"),
-        ({"epsilon_end": 2.0}, "epsilon_end: expected a probability"),
-        ({"epsilon_wait": -1}, "epsilon_wait"),
-        ({"batch_size": 0}, "batch_size"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            dqn(**arguments)
+def test_checkpoints_after_iterations_are_refused():
     strategy = actor_critic(plugins=[CheckpointEvery("file", epochs=None, iterations=1)])
     with pytest.raises(ValueError, match="CheckpointEvery: iterations: reinforcement learning is resumed"):
         strategy.train(two_tasks().train_stream[0])
