@@ -251,7 +251,10 @@ class DQN(RLTemplate):
         self.check_state(state)
         buffers = {label: self._new_buffer() for label in state["buffers"]}
         for label, buffer in buffers.items():
-            buffer.load_state_dict(state["buffers"][label])
+            try:
+                buffer.load_state_dict(state["buffers"][label])
+            except ValueError as error:
+                raise ValueError(f"buffers[{label!r}] in the state of DQN: {error}") from error
         target = None
         if state["target"] is not None:
             target = _frozen_copy(self.model)

@@ -70,9 +70,9 @@ class FrameStacks:
             self._older.pop((at, env), None)
             if whole[env]:
                 self._older[at, env] = observations[env, :-1].clone()
-        self._latest = observations.clone()
-        self._next = (at + 1) % len(self._whole)
-        self._count = min(self._count + 1, len(self._whole))
+        places = len(self._whole)
+        latest, count = observations.clone(), min(self._count + 1, places)
+        self._latest, self._next, self._count = latest, (at + 1) % places, count  # Ctrl-C before this adds nothing
 
     def take(self, age: Tensor, env: Tensor) -> Tensor:
         """Return the observations (B, F, ...) of environments (B,) that were added `age` (B,) before the latest."""

@@ -210,19 +210,27 @@ class TaskRecognition:
         if self.max_contexts is not None and number > self.max_contexts:
             raise ValueError(f"the state has {number} contexts, max_contexts is {self.max_contexts}: raise it")
         recent = self._checked(recent, (len(recent), self._counts.shape[1]), "the state's recent")
-        sound = (
-            counts.shape == (number, *self._counts.shape[1:])
-            and posterior.shape == learnt.shape == (number,)
-            and (counts.dtype, learnt.dtype, posterior.dtype) == (torch.int32, torch.int64, torch.float64)
-            and bool((counts >= 0).all() and (counts.sum(-1) == learnt[:, None]).all() and (posterior >= 0).all())
-            and int(learnt.sum()) == windows * self.window
-            and (number == 0 or abs(float(posterior.sum()) - 1) < 1e-6)
-            and len(recent) < self.window
-            and (context is None) == (number == 0)
-            and (context or 0) < max(number, 1)
-        )
-        if not sound:
-            raise ValueError("the state contradicts itself (shapes, dtypes, counts or probabilities): it is damaged")
+        sound = {
+            "learnt": lambda: (
+                (learnt.dtype, learnt.shape) == (torch.int64, (number,))
+                and int(learnt.sum()) == windows * self.window
+                and bool((learnt >= 0).all())
+            ),
+            "counts": lambda: (
+                (counts.dtype, counts.shape) == (torch.int32, (number, *self._counts.shape[1:]))
+                and bool((counts >= 0).all() and (counts.sum(-1) == learnt[:, None]).all())
+            ),
+            "posterior": lambda: (
+                (posterior.dtype, posterior.shape) == (torch.float64, (number,))
+                and bool((posterior >= 0).all())
+                and (number == 0 or abs(float(posterior.sum()) - 1) < 1e-6)
+            ),
+            "recent": lambda: len(recent) < self.window,
+            "context": lambda: (context is None) == (number == 0) and (context or 0) < max(number, 1),
+        }
+        for name, fits in sound.items():
+            if not fits():
+                raise ValueError(f"the state contradicts itself in {name} (shape, dtype or values): it is damaged")
         self._counts, self._learnt = counts.detach().cpu().clone(), learnt.detach().cpu().clone()
         self.posterior = posterior.detach().cpu().clone()
         self._recent, self.windows, self.context = recent, int(windows), context

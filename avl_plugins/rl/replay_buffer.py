@@ -98,15 +98,14 @@ class ReplayBuffer:
             }
             if self._stacks is None:
                 self._observations = observations.new_zeros((self.rows, *observations.shape))
+        at, count = self._next, min(self._count + 1, self.rows)
         for name, value in zip(_COLUMNS, (actions, rewards, step.terminated, step.valid), strict=True):
-            self._columns[name][self._next] = value
+            self._columns[name][at] = value
         if self._stacks is not None:
             self._stacks.add(observations)
         elif self._observations is not None:
-            self._observations[self._next] = observations
-        self._newest = self._next
-        self._next = (self._next + 1) % self.rows
-        self._count = min(self._count + 1, self.rows)
+            self._observations[at] = observations
+        self._newest, self._next, self._count = at, (at + 1) % self.rows, count  # Ctrl-C before this adds nothing
 
     def end(self) -> None:
         """Say that no step follows the newest one."""
