@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from avalanche.evaluation import PluginMetric
-from avalanche.evaluation.metric_results import MetricValue, TensorImage
+from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
+from PIL import Image
 from torch import Tensor
 
 from avl_plugins.tasks.arguments import check_count, check_flag, check_kind, check_number
@@ -297,7 +298,8 @@ class Rollout(PluginMetric[Tensor | None]):
         if picture is None:
             return None
         name = get_metric_name(self, strategy, add_experience=True)
-        return MetricValue(self, name, TensorImage(picture.expand(3, -1, -1)), strategy.steps)
+        pixels = (picture[0] * 255).round().to(torch.uint8).numpy()
+        return MetricValue(self, name, Image.fromarray(pixels), strategy.steps)  # W&B takes no channels in front
 
     def __str__(self) -> str:
         return "Rollout"

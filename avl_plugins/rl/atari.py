@@ -137,7 +137,7 @@ class _Checked(VectorWrapper):
         number = self.single_action_space.n  # type: ignore[attr-defined]
         if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
             raise ValueError(
-                f"actions must be {self.num_envs} integers, one an environment, got {actions.shape} {actions.dtype}"
+                f"actions must be {self.num_envs} integers, one per environment, got {actions.shape} {actions.dtype}"
             )
         if actions.min() < 0 or actions.max() >= number:
             raise ValueError(f"actions must be from 0 to {number - 1}, got {actions.tolist()}")

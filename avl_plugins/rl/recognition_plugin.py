@@ -14,7 +14,7 @@ from avl_plugins.rl.entries import Check, a_count, a_dict, check_entries
 from avl_plugins.rl.recognition import TaskRecognition, observation_levels
 from avl_plugins.rl.template import RLTemplate
 from avl_plugins.tasks.arguments import check_callable, check_count, check_kind
-from avl_plugins.tasks.owners import claim
+from avl_plugins.tasks.checks import note_strategy, refuse_second_strategy
 
 __all__ = ["TaskRecognitionPlugin"]
 
@@ -179,6 +179,8 @@ class TaskRecognitionPlugin(SupervisedPlugin):
                 f"TaskRecognitionPlugin needs a strategy that acts in environments, such as DQN or ActorCritic, got a "
                 f"{type(strategy).__name__}"
             )
-        claim(self, strategy)
-        claim(self.recognition, strategy)
+        for kept in (self, self.recognition):
+            refuse_second_strategy(kept, strategy)
+        for kept in (self, self.recognition):
+            note_strategy(kept, strategy)
         strategy.label = self._label

@@ -116,7 +116,7 @@ class ReplayBuffer:
         """Draw transitions uniformly, with replacement, from the global generator.
 
         Raises:
-            ValueError: If there are none to draw from.
+            ValueError: there are none to draw from.
         """
         places = self._places(size)
         row, env = places // self.number, places % self.number

@@ -69,6 +69,11 @@ class RLExperience(CLExperience):
         self.actions = int(action_space.n)
         self.classes_in_this_experience = list(range(self.actions))
 
+    @property
+    def dataset(self) -> Any:
+        """There is none, which other strategies are told."""
+        raise AttributeError(f"task {self.name!r} has environments and no data set: ActorCritic and DQN act in them")
+
     def relabelled(self, label: int) -> RLExperience:
         """Return the same visit under another task label."""
         other = copy(self)
@@ -98,7 +103,7 @@ def rl_benchmark(
         schedule: names in the order of the visits; a task may recur. None: each task once, in the order of `tasks`.
 
     Returns:
-        A scenario with a `train_stream`, an experience a visit, and a `test_stream`, an experience a task.
+        A scenario with a `train_stream`, one experience per visit, and a `test_stream`, one experience per task.
 
     Raises:
         TypeError: an argument is of another kind.

@@ -96,7 +96,7 @@ class TaskGains(GrowingModule):
         return x
 
     def forward(self, x: Tensor, task_labels: Any) -> Tensor:
-        """Return the outputs for a task label, or for one a sample."""
+        """Return the outputs for a task label, or for one label per sample."""
         return by_task(self.forward_single_task, x, task_labels)
 
     def get_extra_state(self) -> dict[str, Any]:

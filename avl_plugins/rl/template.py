@@ -54,7 +54,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
     environments, whose seed depends on `seed`, the number of the experience and that of the epoch only. A run that is
     resumed from a checkpoint at an epoch's end (`CheckpointEvery(path)`) therefore equals one that was not interrupted,
     bit for bit on the CPU, with any environment whose seeded reset determines it. There are no checkpoints within an
-    epoch. Episodes are cut off at its end, which costs about half an episode an environment: make epochs many times as
+    epoch. Episodes are cut off at its end, which costs about half an episode per environment: make epochs many times as
     long as episodes.
 
     `mb_x` is in the same memory in every iteration: clone it to keep it.

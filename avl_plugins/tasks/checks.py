@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from typing import Any
 
 from torch import Tensor, distributed
 
-__all__ = ["check_criterion", "check_loss", "experience_name", "refuse_distributed", "refuse_empty"]
+__all__ = [
+    "check_criterion",
+    "check_loss",
+    "experience_name",
+    "note_strategy",
+    "refuse_distributed",
+    "refuse_empty",
+    "refuse_second_strategy",
+]
+
+_SERVED: weakref.WeakKeyDictionary[Any, weakref.ref] = weakref.WeakKeyDictionary()
+"""Beside the plugins, so that copies of them are free and pickles do not hold it."""
 
 
 def experience_name(strategy: Any) -> str:
@@ -37,6 +50,28 @@ def refuse_distributed(method: str) -> None:
             f"{method} does not train in {distributed.get_world_size()} processes, whose copies would drift apart: run "
             "it in one"
         )
+
+
+def refuse_second_strategy(plugin: Any, strategy: Any) -> None:
+    """Refuse what keeps something of its training, if it serves another strategy; see `note_strategy`.
+
+    Raises:
+        ValueError: The other one is still there.
+    """
+    served = _SERVED.get(plugin)
+    if served is None or served() in (None, strategy):
+        return
+    gc.collect()  # nobody may have kept it but cycles
+    if (other := served()) is not None:
+        raise ValueError(
+            f"this {type(plugin).__name__} serves another strategy already, and keeps what that {type(other).__name__} "
+            "has met: make one for each strategy"
+        )
+
+
+def note_strategy(plugin: Any, strategy: Any) -> None:
+    """Note that a plugin serves a strategy; neither is kept alive by it."""
+    _SERVED[plugin] = weakref.ref(strategy)
 
 
 def check_criterion(strategy: Any, method: str) -> None:

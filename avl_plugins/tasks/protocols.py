@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.distributions import Distribution
@@ -23,8 +23,8 @@ class ActsInEnvironments(Protocol):
 
     label: int
 
-    def fisher_batches(self) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        """Return batches (states, zeros, task labels) of the task's own states."""
+    def fisher_batches(self) -> Iterable[tuple[Tensor, Any, Tensor]]:
+        """Return batches (states, no targets, task labels) of the task's own states."""
 
     def fisher_likelihood(self) -> Callable[[Tensor], Distribution] | None:
         """Return what the network's outputs say of an action, None where the user has to choose."""

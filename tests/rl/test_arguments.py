@@ -160,15 +160,13 @@ def test_positional_arguments_are_refused(kind):
     model = mlp(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for args in ((model,), (model, optimizer), (model, optimizer, nn.CrossEntropyLoss())):
-        with pytest.raises(
-            TypeError, match=rf"^{kind.__name__} takes keyword arguments only, got {len(args)} positional"
-        ):
+        with pytest.raises(TypeError, match=f"^{kind.__name__} takes keyword arguments only"):
             kind(*args)
 
     class Own(kind):
         pass
 
-    with pytest.raises(TypeError, match="Own takes keyword arguments only, got 1 positional"):
+    with pytest.raises(TypeError, match="Own takes keyword arguments only"):
         Own(model, optimizer=optimizer)
     names = list(inspect.signature(kind).parameters)
     assert names[:2] == ["model", "optimizer"]
@@ -177,7 +175,7 @@ def test_positional_arguments_are_refused(kind):
 
 @pytest.mark.parametrize("kind", [AtariEnv, TaskRecognition, RLExperience])
 def test_other_constructors_refuse_them_too(kind):
-    with pytest.raises(TypeError, match=f"{kind.__name__} takes keyword arguments only, got 1 positional"):
+    with pytest.raises(TypeError, match=f"^{kind.__name__} takes keyword arguments only"):
         kind("pong")
 
 
@@ -219,7 +217,7 @@ def test_a_recognition_serves_one_strategy(shared):
     what = "TaskRecognitionPlugin" if shared == "plugin" else "TaskRecognition"
     before = first.state_dict()
     for use in (lambda: other.train(visit), lambda: other.eval(two_tasks().test_stream)):
-        with pytest.raises(ValueError, match=f"this {what} serves another DQN already"):
+        with pytest.raises(ValueError, match=f"this {what} .*another strategy"):
             use()
     assert other.steps == 0
     after = first.state_dict()
@@ -228,5 +226,6 @@ def test_a_recognition_serves_one_strategy(shared):
     one.train(visit)
     dqn(plugins=[copy.deepcopy(second)]).train(visit)
     del one
-    other.plugins[0] = copy.deepcopy(second)
+    second = second if shared == "plugin" else TaskRecognitionPlugin(first.recognition, levels=first.levels)
+    other.plugins[0] = second  # the one that it served is gone
     other.train(visit)

@@ -2,9 +2,16 @@
 
 import math
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
+from avalanche.logging import TensorboardLogger
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin
+from PIL.Image import Image
 from rl_cases import Counting, Failing, Requests, actor_critic, dqn, make, mlp, played, quiet, recognition, two_tasks
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from avl_plugins import (
@@ -79,6 +86,28 @@ def test_a_picture_of_the_rollout_shows_frames_in_order():
     assert picture[0, 0, ::10].tolist() == pytest.approx([k / 50 for k in range(8)])
     assert picture[0, 6, 0].item() == pytest.approx(16 / 100)
     assert picture[0, 6, 10:].max() == 0
+
+
+def test_the_picture_is_logged_as_an_image(tmp_path):
+    class Seeing(Counting):
+        def __init__(self, num_envs):
+            super().__init__(num_envs)
+            self.single_observation_space = gym.spaces.Box(0, 255, (2, 3, 5), np.uint8)
+
+        def seen(self):
+            return (np.full((2, 3, 5), 100) + self.at[:, None, None, None]).astype(np.uint8)
+
+    logger = TensorboardLogger(str(tmp_path))
+    evaluator = EvaluationPlugin(*rollout_metrics(frames=2, every=1), loggers=[logger])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(30, 3))
+    actor_critic(model, evaluator=evaluator).eval(rl_benchmark({"a": make(Seeing)}, steps=8).test_stream)
+    logger.writer.flush()
+    image = evaluator.get_last_metrics()["Rollout/eval_phase/test_stream/Task000/Exp000"]
+    assert isinstance(image, Image)
+    assert np.asarray(image).tolist() == [[100] * 5 + [101] * 5] * 3
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    (shown,) = events.Images("Rollout/eval_phase/test_stream/Task000/Exp000")
+    assert (shown.width, shown.height) == (10, 3)
 
 
 STRATEGIES = {
@@ -199,6 +228,17 @@ def test_data_are_no_environments(digits_split):
         with pytest.raises(TypeError, match="make the benchmark with rl_benchmark"):
             strategy.eval(digits_split.test_stream)
         strategy.train(two_tasks().train_stream[0])
+
+
+@pytest.mark.parametrize("use", ["train", "eval"])
+def test_environments_are_no_data(use):
+    model = mlp(2)
+    strategy = Naive(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), evaluator=quiet())
+    with pytest.raises(
+        AttributeError, match="task 'a' has environments and no data set: ActorCritic and DQN act in them"
+    ):
+        getattr(strategy, use)(two_tasks().train_stream[0])
+    assert not hasattr(two_tasks().train_stream[0], "dataset")
 
 
 def test_a_loss_that_is_not_finite_is_an_error():
