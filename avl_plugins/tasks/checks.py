@@ -48,8 +48,8 @@ def refuse_distributed(method: str) -> None:
     """
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         raise ValueError(
-            f"{method} does not serve distributed training, in which its {distributed.get_world_size()} processes would "
-            "drift apart: run it in one"
+            f"{method} does not serve distributed training, in which {distributed.get_world_size()} processes would drift "
+            "apart: run it in one"
         )
 
 
