@@ -46,10 +46,9 @@ def refuse_distributed(method: str) -> None:
     Raises:
         ValueError: There are several.
     """
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+    if distributed.is_available() and distributed.is_initialized() and (number := distributed.get_world_size()) > 1:
         raise ValueError(
-            f"{method} does not serve distributed training, in which {distributed.get_world_size()} processes would drift "
-            "apart: run it in one"
+            f"{method} does not serve distributed training, in which {number} processes would drift apart: run it in one"
         )
 
 
