@@ -48,7 +48,7 @@ def refuse_distributed(method: str) -> None:
     """
     if distributed.is_available() and distributed.is_initialized() and (number := distributed.get_world_size()) > 1:
         raise ValueError(
-            f"{method} does not serve distributed training, in which {number} processes would drift apart: run it in one"
+            f"{method} does not serve distributed training, in which {number} processes would drift apart: use one"
         )
 
 
