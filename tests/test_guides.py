@@ -1,5 +1,6 @@
 """README's and the guides' Python runs as printed, block after block, without the repository's benchmarks."""
 
+import os
 import re
 import subprocess
 import sys
@@ -60,9 +61,17 @@ def test_python_runs_as_printed(page, tmp_path):
     name = "README.md" if page == README else page.parent.name
     script = tmp_path / "guide.py"
     end = "import sys\nassert not any(name.split('.')[0] == 'benchmarks' for name in sys.modules)\n"
+    wheel = os.environ.get("AVL_WHEEL", "")  # in CI, the unpacked wheel
+    if wheel:
+        end += f"import avl_plugins\nassert avl_plugins.__file__.startswith({wheel!r}), avl_plugins.__file__\n"
     script.write_text("\n".join(["import torch", "torch.set_num_threads(1)", *blocks(page), CHECKS[name], end]))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=600
+        [sys.executable, "-W", "ignore", str(script)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": wheel},
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
