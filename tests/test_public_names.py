@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FACES = ["", ".ewc", ".progressive", ".dgr", ".den", ".checkpoint", ".data", ".growth", ".metrics"]
+FACES = ["", ".ewc", ".progressive", ".dgr", ".den", ".checkpoint", ".data", ".growth"]
 
 
 @pytest.mark.parametrize("face", FACES)

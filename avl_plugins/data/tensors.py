@@ -46,7 +46,7 @@ def dataset_tensors(dataset: Any) -> Columns:
     """Return the columns of a data set: what one batch of all its samples, in order, would hold.
 
     Args:
-        dataset: A data set of (x, y, ...) samples. Of an Avalanche data set the current transform group is used, and
+        dataset: a data set of (x, y, ...) samples. Of an Avalanche data set the current transform group is used, and
             columns for its per-sample attributes (task labels) follow, as in Avalanche's batches: (x, y, t).
 
     Returns:
@@ -68,8 +68,8 @@ def batches_in_memory(dataset: Any, batch_size: int | None = None) -> Iterator[A
     can pass over samples without reading them.
 
     Args:
-        dataset: An experience's data set.
-        batch_size: Samples per batch; the last one may be smaller. None: 1000, or fewer where a batch of them would
+        dataset: an experience's data set.
+        batch_size: samples per batch; the last one may be smaller. None: 1000, or fewer where a batch of them would
             hold more than 2**25 numbers; 256 for a data set with a `collate_fn`, which may pad.
 
     Raises:
@@ -94,9 +94,9 @@ class Batches(Iterator[Columns]):
     """Batches of the samples at some positions of a data set, each read when its turn comes.
 
     Args:
-        read: A function from a vector of positions to the columns of these samples.
-        rows: The positions, (N,) int64.
-        batch_size: Samples per batch; None: as `batches_in_memory` says.
+        read: a function from a vector of positions to the columns of these samples.
+        rows: the positions, (N,) int64.
+        batch_size: samples per batch; None: as `batches_in_memory` says.
     """
 
     def __init__(self, read: Callable[[Tensor], Columns], rows: Tensor, batch_size: int | None) -> None:
@@ -125,9 +125,9 @@ def batch_reader(dataset: Any, parts: list[Part], *, ahead_bytes: int = 0) -> Ca
     """Return a function from positions in a data set that keeps tensors to the columns of these samples.
 
     Args:
-        dataset: The data set.
-        parts: Its parts, as `dataset_parts` gives them.
-        ahead_bytes: What a leaf's `gather` computes is computed now if it takes no more than this.
+        dataset: the data set.
+        parts: its parts, as `dataset_parts` gives them.
+        ahead_bytes: what a leaf's `gather` computes is computed now if it takes no more than this.
     """
     attributes = attribute_columns(dataset)
     if len(parts) == 1 and not parts[0].transforms:

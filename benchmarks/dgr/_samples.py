@@ -84,11 +84,15 @@ def after_each_task(arm: str, arrays: Arrays, settings: Any, seed: int, context:
     def values(name: str) -> list[float]:
         return next(own for key, (_, own) in history.items() if key.startswith(f"{name}/"))
 
-    shares = [values(f"ReplayShare/class{c}") for c in range(arrays.n_classes)]
+    shares = [values(f"dgr/ReplayShare/class{c}") for c in range(arrays.n_classes)]
     seen = [(k + 1) * arrays.n_classes // settings.tasks for k in range(settings.tasks)]
     # A class's list begins with the task that it came with.
     rarest = [n * min(own[k - settings.tasks] for own in shares[:n]) for k, n in enumerate(seen)]
-    return {"grids": replayed_grids(strategy), "distance": rounded(values("ReplayDistance")), "rarest": rounded(rarest)}
+    return {
+        "grids": replayed_grids(strategy),
+        "distance": rounded(values("dgr/ReplayDistance")),
+        "rarest": rounded(rarest),
+    }
 
 
 def _generator(arm: str, settings: Any) -> tuple[Callable[..., Any], int]:
