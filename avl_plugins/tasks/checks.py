@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+from avalanche.training.templates import SupervisedMetaLearningTemplate
+from torch import Tensor, distributed
 
-__all__ = ["check_criterion", "check_loss", "experience_name", "refuse_empty"]
+__all__ = [
+    "check_criterion",
+    "check_loss",
+    "experience_name",
+    "refuse_distributed",
+    "refuse_empty",
+    "refuse_meta_learning",
+]
 
 
 def experience_name(strategy: Any) -> str:
     """What messages call the current experience."""
     return f"experience {getattr(strategy.experience, 'current_experience', None)}"
+
+
+def refuse_distributed(method: str) -> None:
+    """Refuse training in several processes, in `before_training`: what a method draws and decides would differ.
+
+    Raises:
+        ValueError: This is one of several processes that train together.
+    """
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise ValueError(
+            f"{method} does not train in several processes yet, and this is one of {distributed.get_world_size()}: "
+            "start it without torchrun and init_process_group"
+        )
+
+
+def refuse_meta_learning(strategy: Any, method: str) -> None:
+    """Refuse the template that never calls `before_backward`: what a method adds to the loss would not be there.
+
+    Raises:
+        ValueError: The strategy is one for meta-learning.
+    """
+    if isinstance(strategy, SupervisedMetaLearningTemplate):
+        raise ValueError(
+            f"{type(strategy).__name__} is a meta-learning strategy, whose updates have no place for what {method} "
+            "adds to the loss: use a strategy derived from SupervisedTemplate"
+        )
 
 
 def refuse_empty(strategy: Any, method: str) -> None:
@@ -33,7 +68,8 @@ def check_criterion(strategy: Any, method: str) -> None:
         ValueError: Its `reduction` is another one.
     """
     criterion = getattr(strategy, "_criterion", None)
-    reduction = getattr(criterion, "reduction", "mean")
+    own, said = (criterion.func, criterion.keywords) if isinstance(criterion, partial) else (criterion, {})
+    reduction = said.get("reduction", getattr(own, "reduction", "mean"))
     if reduction not in ("mean", "batchmean"):
         raise ValueError(
             f"criterion must be a mean over the mini-batch, as {method} compares and weighs losses, got "

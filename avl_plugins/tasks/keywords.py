@@ -1,8 +1,23 @@
 """Keywords of a plugin as keywords of the strategy that is the template plus the plugin."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+__all__ = ["refuse_positional", "take_arguments_of", "with_arguments_of"]
+
+
+def refuse_positional(name: str, args: Sequence[Any]) -> None:
+    """Refuse positional arguments, in `__new__`: Avalanche would give them to keywords in the order of a signature.
+
+    Raises:
+        TypeError: There are some; the message shows the call of the strategy `name` with keywords.
+    """
+    if args:
+        raise TypeError(
+            f"{name} takes keyword arguments only: {name}(model=..., optimizer=..., criterion=...), "
+            f"got {len(args)} positional"
+        )
 
 
 def with_arguments_of(plugin: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

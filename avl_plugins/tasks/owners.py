@@ -1,0 +1,53 @@
+"""Which strategy has trained a plugin, or what that trains: one that is shared by two is noticed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+__all__ = ["claim"]
+
+_owners: Any = WeakIdKeyDictionary()
+"""Thing -> weak reference to its strategy. Not an attribute of the thing, so that copies of it belong to nobody."""
+
+
+def claim(strategy: Any, method: str, **things: Any) -> None:
+    """Note that a strategy trains these things; refuse those that another one has trained, and then note nothing.
+
+    A second strategy would go on from what the first one left in them, without a word: its replayed inputs, say, would
+    be those of another run. Copies, by `copy.deepcopy` or pickle, are nobody's yet.
+
+    Args:
+        strategy: in `before_training`.
+        method: of the message.
+        **things: by the name that the message has for them; None for one that there is not. Of a module, those in it
+            that have parameters to train count as well.
+
+    Raises:
+        ValueError: Another strategy, which may be gone by now, has trained one of them.
+    """
+    for name, thing in things.items():
+        for part in _parts(thing):
+            owner = _owners.get(part)
+            if owner is not None and owner() is not strategy:
+                raise ValueError(
+                    f"{name}: another strategy has trained it, and what it learnt there would become part of this run: "
+                    f"make a {name} for each strategy that trains with {method}. To go on with what it has learnt, "
+                    "pass it through state_dict() and load_state_dict(), or copy it with copy.deepcopy"
+                )
+    for thing in things.values():
+        for part in _parts(thing):
+            _owners[part] = weakref.ref(strategy)
+
+
+def _parts(thing: Any) -> Iterator[Any]:
+    if isinstance(thing, nn.Module):
+        for module in thing.modules():
+            if module is thing or any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+                yield module
+    elif thing is not None and type(thing).__weakrefoffset__:  # objects with __slots__ may have no weak references
+        yield thing
