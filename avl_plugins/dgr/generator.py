@@ -175,7 +175,7 @@ def check_generator(generator: Any, *, needed: bool) -> None:
     if generator is None and not needed:
         return
     if not isinstance(generator, Generator) or isinstance(generator, type):
-        found = generator.__name__ + " itself" if isinstance(generator, type) else type(generator).__name__
+        found = f"{generator.__name__} itself" if isinstance(generator, type) else type(generator).__name__
         raise TypeError(
             f"generator must be a Generator such as WGANGP(...) or VAE(...), got {found}; it needs batch_size, "
             "data_range, fit_batch, sample, state_dict and load_state_dict"

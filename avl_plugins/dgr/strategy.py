@@ -1,7 +1,8 @@
 """Deep Generative Replay as a ready-made strategy: Avalanche's supervised template plus the plugin."""
 
+import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from avalanche.core import BasePlugin
 from avalanche.training.templates import SupervisedTemplate
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 
 from avl_plugins.checkpoint.resume import Resumable
 from avl_plugins.dgr.plugin import DGRPlugin
-from avl_plugins.tasks.keywords import take_arguments_of, with_arguments_of
+from avl_plugins.tasks.keywords import refuse_positional, take_arguments_of, with_arguments_of
 
 __all__ = ["DGR"]
 
@@ -30,7 +31,17 @@ class DGR(Resumable, SupervisedTemplate):
 
     Attributes:
         dgr: the plugin.
+
+    Raises:
+        TypeError: an unknown or positional argument, or one of another kind.
+        ValueError: one that is out of range.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse positional arguments, which Avalanche would give to other keywords."""
+        if inspect.unwrap(cls.__init__) is inspect.unwrap(DGR.__init__):  # a subclass may have arguments of its own
+            refuse_positional("DGR", args)
+        return super().__new__(cls)
 
     @with_arguments_of(DGRPlugin)
     def __init__(
@@ -43,3 +54,4 @@ class DGR(Resumable, SupervisedTemplate):
     ):
         self.dgr = DGRPlugin(**take_arguments_of(DGRPlugin, kwargs))
         super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or []), self.dgr], **kwargs)
+        self.dgr.model = self.model

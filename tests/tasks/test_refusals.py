@@ -31,9 +31,7 @@ def test_a_criterion_that_says_it_is_no_mean(criterion, fine):
     if fine:
         check_criterion(strategy, "DGR")
         return
-    with pytest.raises(
-        ValueError, match=r"criterion must be a mean over the mini-batch, as DGR .*reduction='\w+'"
-    ):
+    with pytest.raises(ValueError, match=r"criterion must be a mean over the mini-batch, as DGR .*reduction='\w+'"):
         check_criterion(strategy, "DGR")
 
 
