@@ -46,11 +46,10 @@ class Generated(Source):
             move(generator, device)
 
     def look(self, found: Survey, name: str, device: torch.device) -> None:
-        """Refuse inputs outside the range, if that was declared, or that do not fit to the generator; set the range."""
+        """Refuse inputs outside the range, if that was declared, or that do not fit to the generator."""
         bounds = self._range_with(found.low, found.high)
         if self.old is None:
             try_generator(self.generator, bounds, found.some.to(device))
-        self._set_range(bounds, name)
 
     def learn(self, strategy: Any, x: Tensor, *, ratio: float, iterations: int, random: torch.Generator) -> None:
         """Train the generator on the task's inputs and samples of the one before, in the ratio, and copy it."""
@@ -98,17 +97,30 @@ class Generated(Source):
                 self.old = frozen_copy(self.generator)
                 _fill(self.old, state["old_generator"], state["old_range"] or self.range_read)
 
-    def _range_with(self, low: float, high: float) -> tuple[float, float]:
+    @property
+    def _declared(self) -> bool:
         bounds = self.generator.data_range
-        bounds = None if bounds is None else tuple(bounds)
-        return range_of(low, high, bounds, declared=bounds != self.range_read)
+        return bounds is not None and tuple(bounds) != self.range_read
 
-    def _set_range(self, bounds: tuple[float, float], name: str) -> None:
-        """Give the generator the range of the data so far: what it has learnt is stretched, until it learns on."""
+    def _range_with(self, low: float, high: float) -> tuple[float, float]:
+        return range_of(low, high, self.generator.data_range, declared=self._declared)
+
+    def _in_range(self, x: Tensor, name: str) -> Tensor:
+        """Return inputs in the range; one that nobody declared is read from them, or widened by them.
+
+        Samples of the generator are stretched with its range until it has learnt on; those of the one before are not.
+        Where transforms for evaluation are random, some of these inputs may be outside a declared range that all were
+        in when they were looked at.
+        """
+        low, high = (float(value) for value in x.aminmax())
         before = self.generator.data_range
-        if before is not None and tuple(before) == bounds:
-            return
-        if before is not None:
+        if self._declared:
+            if inside(low, high, before):
+                return x
+            log.warning("data_range: inputs from %g to %g in %s are cut off at the one declared", low, high, name)
+            return x.clamp(*before)
+        bounds = self._range_with(low, high)
+        if before is not None and bounds != tuple(before):
             log.warning(
                 "data_range: widened from (%g, %g), read from the data before, to (%g, %g) by those of %s; pass "
                 "data_range= to the generator, the range of all data to come, to have one throughout",
@@ -117,18 +129,7 @@ class Generated(Source):
                 name,
             )
         self.generator.data_range = self.range_read = bounds
-
-    def _in_range(self, x: Tensor, name: str) -> Tensor:
-        """Return inputs in the range; where transforms for evaluation are random, others may have been looked at."""
-        low, high = (float(value) for value in x.aminmax())
-        bounds = self.generator.data_range
-        if inside(low, high, bounds):
-            return x
-        if tuple(bounds) == self.range_read:
-            self._set_range(self._range_with(low, high), name)
-            return x
-        log.warning("data_range: inputs from %g to %g in %s are cut off at the one declared", low, high, name)
-        return x.clamp(*bounds)
+        return x
 
 
 def _fill(generator: Any, state: Any, data_range: Any) -> None:

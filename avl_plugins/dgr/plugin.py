@@ -36,7 +36,7 @@ from avl_plugins.tasks.checks import (
     refuse_meta_learning,
 )
 from avl_plugins.tasks.likelihood import LIKELIHOODS, Likelihood
-from avl_plugins.tasks.owners import claim
+from avl_plugins.tasks.owners import note_owner, refuse_shared
 
 __all__ = ["DGRPlugin"]
 
@@ -190,7 +190,7 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if sum(isinstance(plugin, DGRPlugin) for plugin in strategy.plugins) > 1:
             raise ValueError("plugins: there are two DGRPlugins, and each would weigh the real loss anew; use one")
         self._settle_likelihood(strategy)
-        claim(strategy, "DGR", plugin=self, generator=self.source.generator)
+        refuse_shared(strategy, "DGR", plugin=self, generator=self.source.generator)
         self.model = strategy.model
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
@@ -200,10 +200,7 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         _ = self.scholar  # before the model grows
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Seed the draws for replay, once, and look at the task's data before its first part."""
-        if not self._seeded:
-            self._random.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
-            self._seeded = True
+        """Look at the task's data before its first part, and seed the draws for replay, once."""
         self.model = strategy.model
         self.source.move(strategy.device)
         if self.scholar is not None:
@@ -211,6 +208,9 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if parts_so_far(strategy.experience, self.parts) == 1:
             self._look_at_data(strategy)
             self._checked = False
+        if not self._seeded:
+            self._random.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
+            self._seeded = True
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse targets that do not fit to the outputs, at the first mini-batch of a task."""
@@ -231,6 +231,7 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         except Exception as error:
             raise ValueError(f"model: DGR keeps a copy of the solver, and it cannot be copied: {error}") from error
         self._checked = True
+        note_owner(strategy, self, self.source.generator)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add (r - 1) L(real) + (1 - r) L(replayed)."""

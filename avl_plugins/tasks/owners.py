@@ -9,20 +9,20 @@ from typing import Any
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["claim"]
+__all__ = ["note_owner", "refuse_shared"]
 
 _owners: Any = WeakIdKeyDictionary()
 """Thing -> weak reference to its strategy. Not an attribute of the thing, so that copies of it belong to nobody."""
 
 
-def claim(strategy: Any, method: str, **things: Any) -> None:
-    """Note that a strategy trains these things; refuse those that another one has trained, and then note nothing.
+def refuse_shared(strategy: Any, method: str, **things: Any) -> None:
+    """Refuse things that another strategy has trained, in `before_training`; see `note_owner`.
 
-    A second strategy would go on from what the first one left in them, without a word: its replayed inputs, say, would
-    be those of another run. Copies, by `copy.deepcopy` or pickle, are nobody's yet.
+    This strategy would go on from what the other one left in them, without a word: its replayed inputs, say, would be
+    those of another run.
 
     Args:
-        strategy: in `before_training`.
+        strategy: that is about to train.
         method: of the message.
         **things: by the name that the message has for them; None for one that there is not. Of a module, those in it
             that have parameters to train count as well.
@@ -39,7 +39,11 @@ def claim(strategy: Any, method: str, **things: Any) -> None:
                     f"make a {name} for each strategy that trains with {method}. To go on with what it has learnt, "
                     "pass it through state_dict() and load_state_dict(), or copy it with copy.deepcopy"
                 )
-    for thing in things.values():
+
+
+def note_owner(strategy: Any, *things: Any) -> None:
+    """Note that a strategy trains these things, once nothing is left to refuse. Their copies are nobody's yet."""
+    for thing in things:
         for part in _parts(thing):
             _owners[part] = weakref.ref(strategy)
 

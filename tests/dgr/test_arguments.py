@@ -192,6 +192,16 @@ def test_what_two_strategies_share_is_refused(digits_classes, what, kept):
     assert same(before, second.model)
 
 
+def test_a_run_that_was_refused_leaves_plugin_and_generator_free(digits_classes):
+    """Nothing has been trained: the same ones serve the strategy that is built anew."""
+    plugin = DGRPlugin(generator=gan(), generator_iterations=2)
+    refused = build(nn.Linear(64, 1), strategy=Naive, plugins=[plugin], criterion=nn.MSELoss())
+    with pytest.raises(ValueError, match="do not fit outputs"):
+        refused.train(digits_classes.train_stream[0])
+    build(strategy=Naive, plugins=[plugin]).train(digits_classes.train_stream[0])
+    assert plugin.tasks == 1
+
+
 def test_copies_serve_other_strategies(digits_classes):
     for copied in (copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))):
         original = DGRPlugin(generator=gan(), generator_iterations=2)

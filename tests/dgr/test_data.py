@@ -10,6 +10,7 @@ from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import make_avalanche_dataset
 from avalanche.evaluation.metrics import loss_metrics
 from avalanche.training import Naive
+from checkpoint_cases import ResumableNaive
 from dgr_cases import Recorder, build, gan, net, same, stream_of, vae, weights
 from torch import nn
 from torch.utils.data import TensorDataset, default_collate
@@ -84,15 +85,32 @@ def test_a_widened_range_goes_through_a_state(make):
 
 
 def test_a_state_inside_a_task_has_both_ranges():
-    """The range is widened before the task; the generator before it keeps its own, also where its state lacks that."""
-    strategy = build(strategy=Naive, plugins=[plugin := DGRPlugin(generator=Recorder(), generator_iterations=3)])
-    first, second = stream_of(between(0, 1), between(0, 2))
-    strategy.train(first)
-    strategy.experience = second
-    plugin.before_training_exp(strategy)
+    """While the generator learns, the one before it keeps its own range, also where its state lacks that."""
+    states = []
+
+    class Watch(DGRPlugin):
+        def safe_point(self, strategy):
+            if strategy.progress["phase"] == "dgr: generator":
+                states.append(copy.deepcopy(self.state_dict()))
+
+    plugin = Watch(generator=Recorder(), generator_iterations=3)
+    strategy = build(strategy=ResumableNaive, plugins=[plugin])
+    strategy.train(stream_of(between(0, 1), between(0, 2)))
+    assert len(states) == 6
     twin = DGRPlugin(generator=Recorder())
-    twin.load_state_dict(copy.deepcopy(plugin.state_dict()))
+    twin.load_state_dict(states[-1])
     assert (twin.generator.data_range, twin.source.old.data_range) == ((0.0, 2.0), (0.0, 1.0))
+
+
+def test_a_run_that_is_refused_reads_no_range():
+    """The same generator serves the data as they are meant to be."""
+    generator = vae()
+    wrong = build(nn.Linear(64, 1), generator=generator, criterion=nn.MSELoss(), metrics=loss_metrics(epoch=True))
+    with pytest.raises(ValueError, match="do not fit outputs"):
+        wrong.train(stream_of(between(0, 255)))
+    assert generator.data_range is None
+    build(generator=generator).train(stream_of(between(0, 1)))
+    assert generator.data_range == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("make", [vae, Recorder])
@@ -135,7 +153,8 @@ def test_random_transforms_for_evaluation_end_no_run(digits_classes, declared, c
     assert strategy.dgr.tasks == 1
     assert strategy.dgr.generator.data_range == ((0.0, 1.5) if declared is None else declared)
     assert max(float(real.max()) for real, _, _ in strategy.dgr.generator.calls) == (1.5 if declared is None else 1)
-    assert ("widened from" if declared is None else "inputs from 0 to 1.5 in experience 0 are cut off") in caplog.text
+    cut_off = "data_range: inputs from 0 to 1.5 in experience 0 are cut off at the one declared"
+    assert logged(caplog) == ([] if declared is None else [cut_off])
 
 
 def test_the_range_is_that_of_the_eval_transforms(digits_classes):

@@ -8,11 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from avl_plugins.tasks.owners import claim
+from avl_plugins.tasks.owners import note_owner, refuse_shared
 
 
 class Strategy:
     pass
+
+
+def claim(strategy, **things):
+    """As a plugin does: refuse, and then note."""
+    refuse_shared(strategy, "DGR", **things)
+    note_owner(strategy, *things.values())
 
 
 class Slots:
@@ -30,53 +36,53 @@ class Equal:
 
 def test_one_strategy_may_claim_again_another_may_not():
     one, other, thing = Strategy(), Strategy(), Equal()
-    claim(one, "DGR", thing=thing, nothing=None)
-    claim(one, "DGR", thing=thing)
+    claim(one, thing=thing, nothing=None)
+    claim(one, thing=thing)
     with pytest.raises(ValueError, match=r"thing: another strategy has trained it.* make a thing for each"):
-        claim(other, "DGR", thing=thing)
-    claim(other, "DGR", thing=Equal())
+        claim(other, thing=thing)
+    claim(other, thing=Equal())
 
 
 def test_also_after_the_first_strategy_is_gone():
     """A plugin made outside a loop over seeds: it has learnt from the first when the second begins."""
     thing, one = nn.Linear(2, 2), Strategy()
-    claim(one, "DGR", thing=thing)
+    claim(one, thing=thing)
     del one
     gc.collect()
     with pytest.raises(ValueError, match="another strategy has trained it"):
-        claim(Strategy(), "DGR", thing=thing)
+        claim(Strategy(), thing=thing)
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
 def test_a_copy_belongs_to_nobody(how):
     one, other, thing = Strategy(), Strategy(), nn.Linear(2, 2)
-    claim(one, "DGR", thing=thing)
-    claim(other, "DGR", thing=how(thing))
+    claim(one, thing=thing)
+    claim(other, thing=how(thing))
 
 
 def test_parts_of_a_module_count_if_they_are_trained():
     one, other = Strategy(), Strategy()
     shared, free = nn.Linear(2, 2), nn.ReLU()
     frozen = nn.Linear(2, 2).requires_grad_(False)
-    claim(one, "DGR", generator=nn.Sequential(shared, free, frozen))
-    claim(other, "DGR", generator=nn.Sequential(nn.Linear(2, 2), free, frozen))
+    claim(one, generator=nn.Sequential(shared, free, frozen))
+    claim(other, generator=nn.Sequential(nn.Linear(2, 2), free, frozen))
     with pytest.raises(ValueError, match="generator: another strategy"):
-        claim(other, "DGR", generator=nn.Sequential(nn.Linear(2, 2), shared))
+        claim(other, generator=nn.Sequential(nn.Linear(2, 2), shared))
 
 
 def test_a_refusal_claims_nothing():
     one, other = Strategy(), Strategy()
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
-    claim(one, "DGR", plugin=second)
+    claim(one, plugin=second)
     with pytest.raises(ValueError, match="plugin: another strategy"):
-        claim(other, "DGR", generator=first, plugin=second)
-    claim(one, "DGR", generator=first)
+        claim(other, generator=first, plugin=second)
+    claim(one, generator=first)
 
 
 def test_things_without_weak_references_are_let_through_and_modules_can_still_be_moved():
-    claim(Strategy(), "DGR", generator=Slots())
+    claim(Strategy(), generator=Slots())
     one, thing = Strategy(), nn.Linear(2, 2)
-    claim(one, "DGR", generator=thing)
+    claim(one, generator=thing)
     torch.__future__.set_swap_module_params_on_conversion(True)  # it refuses parameters with weak references
     try:
         thing.to("meta")
