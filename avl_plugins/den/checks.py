@@ -11,8 +11,9 @@ from avalanche.training.supervised import Cumulative, JointTraining
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.phases import mean_loss
 from avl_plugins.growth.preconditioner import inverse_preconditioner
-from avl_plugins.tasks.checks import check_criterion, refuse_distributed, refuse_empty, refuse_shared
+from avl_plugins.tasks.checks import check_criterion, refuse_distributed, refuse_empty
 from avl_plugins.tasks.labels import experience_classes, experience_labels
+from avl_plugins.tasks.owners import refuse_shared
 
 __all__ = ["check_experience", "check_loss_on", "check_use", "each_layer"]
 
@@ -46,8 +47,8 @@ def check_use(strategy: Any, plugin: Any) -> None:
         )
     refuse_distributed("DENPlugin")
     check_criterion(strategy, "DENPlugin")
-    refuse_shared(strategy, "plugins", plugin)
-    refuse_shared(strategy, "model", strategy.model)
+    refuse_shared(strategy, "DENPlugin", plugin=plugin)
+    refuse_shared(strategy, "DENPlugin", model=strategy.model, gone=False)
     names = {kind.__name__ for other in strategy.plugins for kind in type(other).__mro__}
     if found := sorted(names & _KEEP_STATE):
         raise ValueError(

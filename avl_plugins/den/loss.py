@@ -22,3 +22,6 @@ def one_vs_rest_targets(logits: Tensor, y: Tensor) -> Tensor:
 def one_vs_rest_loss(logits: Tensor, y: Tensor) -> Tensor:
     """Return the binary cross-entropy of logits (N, C) and classes (N,), the mean over both; a `criterion`."""
     return binary_cross_entropy_with_logits(logits, one_vs_rest_targets(logits, y))
+
+
+one_vs_rest_loss.likelihood = "bernoulli"  # type: ignore[attr-defined]

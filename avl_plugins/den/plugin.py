@@ -19,7 +19,8 @@ from avl_plugins.den.phases import add_squares, join_groups, proximal_step, trai
 from avl_plugins.den.selection import units_with_a_path
 from avl_plugins.den.stand_in import NewUnits, Selected, all_that_is_used
 from avl_plugins.tasks.arguments import check_choice, check_count, check_each_layer, check_flag, check_number
-from avl_plugins.tasks.checks import check_loss, note_user
+from avl_plugins.tasks.checks import check_loss
+from avl_plugins.tasks.owners import note_owner
 from avl_plugins.tasks.states import FLAG, Entry, check_entries, is_count, is_number, list_of
 
 __all__ = ["DENPlugin"]
@@ -234,7 +235,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Begin the first phase."""
-        note_user(strategy, self, strategy.model)
+        note_owner(strategy, self, strategy.model)
         network: DynamicallyExpandableNetwork = strategy.model
         network.stand_in = None
         self._anchors = []

@@ -23,6 +23,7 @@ from avl_plugins.dgr.scholar import Scholar
 from avl_plugins.metrics._plugins import find_plugin, position
 from avl_plugins.metrics.pictures import Picture
 from avl_plugins.tasks.arguments import check_callable, check_choice, check_count, check_flag
+from avl_plugins.tasks.boundaries import current_task
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def replay_metrics(
             "dgr/GeneratorLoss/<name>", the mean of each over the last tenth of them.
         distance: "dgr/ReplayDistance", the Frechet distance of replayed to real inputs of all experiences so far, in
             the features of a small classifier trained on these (costs seconds; the method itself sees no past data).
+            Like `classes`, it is left out where targets are values.
         shape: (C, H, W) of an image, C being 1 or 3, where inputs are vectors.
         classifier: inputs -> logits or labels, to tell the replayed classes; None: the scholar's own solver.
         samples: how many inputs classes and distance are measured on.
@@ -102,9 +104,10 @@ class _AfterScholar(PluginMetric[Any]):
         find_plugin(strategy, DGRPlugin, "replay_metrics")
 
     def after_training_exp(self, strategy: Any) -> Any:
-        """Measure, where there is a scholar."""
+        """Measure, where a task has ended and there is a scholar."""
         plugin = find_plugin(strategy, DGRPlugin, "replay_metrics")
-        return None if plugin.scholar is None else self.measure(strategy, plugin, plugin.scholar)
+        scholar = plugin.scholar if plugin.parts == 0 else None
+        return None if scholar is None else self.measure(strategy, plugin, scholar)
 
     def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> MetricValue | list[MetricValue] | None:
         """Return the metric's values."""
@@ -165,7 +168,9 @@ class ReplayClasses(_AfterScholar):
     def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> list[MetricValue]:
         """Count."""
         answers = scholar.sample(self.samples, _generator(), device=strategy.device)
-        found = answers.heads[0][1] if self.classifier is None else self.classifier(answers.x)
+        found: Any = answers.classes() if self.classifier is None else self.classifier(answers.x)
+        if found is None or not plugin.classes:  # values have no classes, and maps more than one
+            return []
         labels = found.argmax(1) if found.dim() == 2 else found
         self.value = {c: float((labels == c).float().mean()) for c in plugin.classes}
         shares = [self._log(strategy, share, f"dgr/ReplayShare/class{c}") for c, share in self.value.items()]
@@ -202,16 +207,18 @@ class ReplayDistance(_AfterScholar):
         super().__init__()
         self.samples = samples
 
-    def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> MetricValue:
+    def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> MetricValue | list[MetricValue]:
         """Train the classifier, and measure."""
-        number = strategy.experience.current_experience
-        stream = strategy.experience.origin_stream[: number + 1]
+        last = current_task(strategy).experiences[-1]
+        stream = last.origin_stream[: last.current_experience + 1]
         columns = [dataset_tensors(experience.dataset.eval()) for experience in stream]
+        if not plugin.classes or any(c[1].dim() > 1 for c in columns):  # the classifier tells classes
+            return []
         # Classes of different tasks are told apart, as labels may count from zero in each.
         several = len({label for e in stream for label in getattr(e, "task_labels", ())}) > 1
         width = 1 + max(int(c[1].max()) for c in columns)
         x = torch.cat([c[0] for c in columns])
-        y = torch.cat([c[1] + (width * k if several else 0) for k, c in enumerate(columns)])
+        y = torch.cat([c[1].long() + (width * k if several else 0) for k, c in enumerate(columns)])
         features = small_classifier(x, y)
         rows = torch.randperm(len(x), generator=_generator())[: self.samples]
         self.value = frechet_distance(features(x[rows]), features(scholar.source(self.samples, _generator()).cpu()))

@@ -15,8 +15,9 @@ from avl_plugins.progressive.groups import drop_frozen, join_groups
 from avl_plugins.progressive.network import ProgressiveNetwork
 from avl_plugins.tasks.arguments import check_count, check_flag
 from avl_plugins.tasks.boundaries import finished_task, is_part, parts_so_far
-from avl_plugins.tasks.checks import check_loss, note_user, refuse_distributed, refuse_empty, refuse_shared
+from avl_plugins.tasks.checks import check_loss, refuse_distributed, refuse_empty
 from avl_plugins.tasks.labels import experience_labels
+from avl_plugins.tasks.owners import note_owner, refuse_shared
 from avl_plugins.tasks.states import COUNT, check_entries
 
 __all__ = ["ProgressivePlugin"]
@@ -85,8 +86,8 @@ class ProgressivePlugin(SupervisedPlugin):
                 "a multi-head model jointly instead"
             )
         refuse_distributed("ProgressivePlugin")
-        refuse_shared(strategy, "plugins", self)
-        refuse_shared(strategy, "model", strategy.model)
+        refuse_shared(strategy, "ProgressivePlugin", plugin=self)
+        refuse_shared(strategy, "ProgressivePlugin", model=strategy.model, gone=False)
         plugins = list(strategy.plugins)
         if self.cache_frozen and any(isinstance(p, InMemoryLoaderPlugin) for p in plugins[plugins.index(self) :]):
             raise ValueError("cache_frozen: put InMemoryLoaderPlugin before ProgressivePlugin, which builds on it")
@@ -106,7 +107,7 @@ class ProgressivePlugin(SupervisedPlugin):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Take frozen parameters out of the optimizer; compute the frozen columns' features."""
-        note_user(strategy, self, strategy.model)
+        note_owner(strategy, self, strategy.model)
         drop_frozen(strategy.optimizer)
         self._loader = self._features = None
         network: ProgressiveNetwork = strategy.model

@@ -14,7 +14,7 @@ from avl_plugins.rl.entries import Check, a_count, a_dict, check_entries
 from avl_plugins.rl.recognition import TaskRecognition, observation_levels
 from avl_plugins.rl.template import RLTemplate
 from avl_plugins.tasks.arguments import check_callable, check_count, check_kind
-from avl_plugins.tasks.checks import note_user, refuse_shared
+from avl_plugins.tasks.owners import note_owner, refuse_shared
 
 __all__ = ["TaskRecognitionPlugin"]
 
@@ -179,7 +179,6 @@ class TaskRecognitionPlugin(SupervisedPlugin):
                 f"TaskRecognitionPlugin needs a strategy that acts in environments, such as DQN or ActorCritic, got a "
                 f"{type(strategy).__name__}"
             )
-        for kept in (self, self.recognition):
-            refuse_shared(strategy, "plugins", kept)
-        note_user(strategy, self, self.recognition)
+        refuse_shared(strategy, "TaskRecognitionPlugin", plugin=self, recognition=self.recognition)
+        note_owner(strategy, self, self.recognition)
         strategy.label = self._label

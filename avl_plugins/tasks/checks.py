@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import gc
 import math
-import weakref
+from functools import partial
 from typing import Any
 
+from avalanche.training.templates import SupervisedMetaLearningTemplate
 from torch import Tensor, distributed
 
 __all__ = [
     "check_criterion",
     "check_loss",
     "experience_name",
-    "note_user",
     "refuse_distributed",
     "refuse_empty",
-    "refuse_shared",
+    "refuse_meta_learning",
 ]
-
-_users: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
-"""The strategy that trains with a plugin, or trains a network."""
 
 
 def experience_name(strategy: Any) -> str:
@@ -52,35 +47,17 @@ def refuse_distributed(method: str) -> None:
         )
 
 
-def refuse_shared(strategy: Any, name: str, thing: Any) -> None:
-    """Refuse a plugin or network that another strategy has trained with, in `before_training`.
-
-    Args:
-        strategy: that is about to train.
-        name: the argument's, "plugins" or "model".
-        thing: the plugin or network, of which `note_user` takes note when its training begins.
+def refuse_meta_learning(strategy: Any, method: str) -> None:
+    """Refuse the template that never calls `before_backward`: what a method adds to the loss would not be there.
 
     Raises:
-        ValueError: The other strategy still exists.
+        ValueError: The strategy is one for meta-learning.
     """
-    if _user(thing) not in (None, strategy):
-        gc.collect()  # it may be gone but for a cycle
-    if (other := _user(thing)) not in (None, strategy):
+    if isinstance(strategy, SupervisedMetaLearningTemplate):
         raise ValueError(
-            f"{name}: another strategy, a {type(other).__name__}, has trained with this {type(thing).__name__}; make "
-            "one for each, or delete the other strategy first"
+            f"{type(strategy).__name__} is a meta-learning strategy, whose updates have no place for what {method} "
+            "adds to the loss: use a strategy derived from SupervisedTemplate"
         )
-
-
-def note_user(strategy: Any, *things: Any) -> None:
-    """Take note of who trains with plugins and networks; see `refuse_shared`."""
-    for thing in things:
-        _users[thing] = weakref.ref(strategy)
-
-
-def _user(thing: Any) -> Any:
-    user = _users.get(thing)
-    return None if user is None else user()
 
 
 def check_criterion(strategy: Any, method: str) -> None:
@@ -90,10 +67,8 @@ def check_criterion(strategy: Any, method: str) -> None:
         ValueError: Its `reduction` is another one.
     """
     criterion = getattr(strategy, "_criterion", None)
-    if isinstance(criterion, functools.partial):
-        reduction = criterion.keywords.get("reduction", "mean")
-    else:
-        reduction = getattr(criterion, "reduction", "mean")
+    own, said = (criterion.func, criterion.keywords) if isinstance(criterion, partial) else (criterion, {})
+    reduction = said.get("reduction", getattr(own, "reduction", "mean"))
     if reduction not in ("mean", "batchmean"):
         raise ValueError(
             f"criterion must be a mean over the mini-batch, as {method} compares and weighs losses, got "

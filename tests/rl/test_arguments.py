@@ -214,10 +214,9 @@ def test_a_recognition_serves_one_strategy(shared):
     one, other = dqn(plugins=[first]), dqn(plugins=[second])
     visit = two_tasks(steps=24).train_stream[0]
     one.train(visit)
-    what = "TaskRecognitionPlugin" if shared == "plugin" else "TaskRecognition"
     before = first.state_dict()
     for use in (lambda: other.train(visit), lambda: other.eval(two_tasks().test_stream)):
-        with pytest.raises(ValueError, match=f"another strategy, a DQN, has trained with this {what};"):
+        with pytest.raises(ValueError, match=f"{shared}: another strategy has trained it"):
             use()
     assert other.steps == 0
     after = first.state_dict()

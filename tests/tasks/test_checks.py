@@ -6,17 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import nn
 
 from avl_plugins.tasks.checks import (
     check_criterion,
     check_loss,
     experience_name,
-    note_user,
     refuse_distributed,
     refuse_empty,
-    refuse_shared,
 )
 
 
@@ -87,28 +84,3 @@ def test_distributed_training(monkeypatch):
     finally:
         torch.distributed.destroy_process_group()
     refuse_distributed("DEN")
-
-
-class Strategy:
-    pass
-
-
-def test_what_two_strategies_share():
-    one, other, plugin, net = Strategy(), Strategy(), SupervisedPlugin(), nn.Linear(2, 2)
-    for _ in range(2):
-        for thing in (plugin, net):
-            refuse_shared(one, "plugins", thing)
-        note_user(one, plugin, net)
-    refuse_shared(other, "model", nn.Linear(2, 2))
-    with pytest.raises(
-        ValueError, match="plugins: another strategy, a Strategy, has trained with this SupervisedPlugin"
-    ):
-        refuse_shared(other, "plugins", plugin)
-    with pytest.raises(ValueError, match="model: another strategy, a Strategy, has trained with this Linear; make one"):
-        refuse_shared(other, "model", net)
-    refuse_shared(one, "model", net)
-    one.itself = one  # a cycle
-    del one
-    refuse_shared(other, "model", net)
-    note_user(other, net)
-    refuse_shared(other, "model", net)
