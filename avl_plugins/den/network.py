@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from avl_plugins.den.head_inputs import Given
+from avl_plugins.data.serving import Given
 from avl_plugins.den.layers import GrowingLayer, cut, entries, take
 from avl_plugins.den.shape import grow_to, shape_of
 from avl_plugins.den.stand_in import StandIn
@@ -176,7 +176,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
     def features(self, x: Tensor, label: int) -> Tensor:
         """Return what the units of the last layer that a task uses make of x, (B, features)."""
         if self._given is not None and label == self.newest and (known := self._given.of(x)) is not None:
-            return known
+            return known[0]
         h, below = self.before(x), None
         for layer, units in zip(self.hidden, self.units_of(label), strict=True):
             h = layer(h, *layer.block(units, below))

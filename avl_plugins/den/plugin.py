@@ -9,10 +9,11 @@ import torch
 from avalanche.core import SupervisedPlugin
 
 from avl_plugins.checkpoint.resume import phase as numbered
+from avl_plugins.data.serving import ServedFeatures
 from avl_plugins.den.checks import check_experience, check_use, loss_before_expansion
 from avl_plugins.den.drift import Anchor, Before, anchors, drift_penalty, pull_back_
 from avl_plugins.den.groups import join_groups, train_only
-from avl_plugins.den.head_inputs import HeadInputs, head_inputs
+from avl_plugins.den.head_inputs import head_inputs
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.phases import HEAD, Phase, phases_of
 from avl_plugins.den.state import checked_state
@@ -151,7 +152,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._losses: list[float] = []
         self._running: list[float] = [0.0, 0.0]
         self._groups: dict[str, int] = {}
-        self._head_inputs: HeadInputs | None = None
+        self._head_inputs: ServedFeatures | None = None
         self._given: AbstractContextManager[None] | None = None
         self._anchors: list[Anchor] = []
 

@@ -71,6 +71,35 @@ def diagonal_fisher(
             dense outputs, BatchNorm without running statistics, or a Fisher that is not finite (named).
         TypeError: batches or outputs of another form.
     """
+    totals, count = sum_over_samples(
+        model,
+        batches,
+        SquaredGradients,
+        labels=labels,
+        likelihood=likelihood,
+        max_samples=max_samples,
+        generator=generator,
+    )
+    params = dict(model.named_parameters())
+    fisher = {n: (total / count).to(params[n].dtype) for n, total in totals.items()}
+    check_finite_fisher(fisher)
+    return fisher
+
+
+def sum_over_samples(
+    model: nn.Module,
+    batches: Iterable[Any],
+    make_sums: Callable[[nn.Module, Callable[[Tensor, Tensor | None], list[Tensor]]], SquaredGradients],
+    *,
+    labels: Labels,
+    likelihood: Any,
+    max_samples: int | None,
+    generator: torch.Generator | None,
+) -> tuple[dict[str, Tensor], int]:
+    """Add up what `make_sums(model, scores)` returns for the samples, and count them.
+
+    The other arguments, what is left as it was and what is raised are `diagonal_fisher`'s.
+    """
     if labels not in get_args(Labels):
         raise ValueError(f"labels must be one of {', '.join(map(repr, get_args(Labels)))}, got {labels!r}")
     if max_samples is not None and max_samples < 1:
@@ -94,7 +123,7 @@ def diagonal_fisher(
         y = chosen.sample(z, uniform) if labels == "sampled" else y
         return [chosen.score(z, y)]  # type: ignore[arg-type]
 
-    squared_gradients = SquaredGradients(model, scores)
+    sums_of = make_sums(model, scores)
     totals = {n: torch.zeros_like(p, dtype=_wide(p.dtype)) for n, p in params.items()}
     count = 0
     with _evaluating(model, device):
@@ -110,20 +139,23 @@ def diagonal_fisher(
                 if labels == "batch":
                     sums = _square_of_batch_gradient(model, params, chosen, x, y, task)
                 else:
-                    sums = squared_gradients(x, None if labels in ("exact", "sampled") else y, task)
+                    sums = sums_of(x, None if labels in ("exact", "sampled") else y, task)
                 for name, value in sums.items():
                     totals[name] += value
                 count += 1 if labels == "batch" else len(x)
     if count == 0:
         raise ValueError("batches is empty: a Fisher needs at least one sample")
-    fisher = {n: (total / count).to(params[n].dtype) for n, total in totals.items()}
+    return totals, count
+
+
+def check_finite_fisher(fisher: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the parameter, if a value is NaN or infinite."""
     for name, value in fisher.items():
         if not value.isfinite().all():
             raise ValueError(
                 f"the Fisher of parameter {name!r} is not finite: the model's outputs or gradients overflow or are "
                 "NaN; check the parameters and the inputs"
             )
-    return fisher
 
 
 def _refuse_batch_statistics(model: nn.Module) -> None:

@@ -32,6 +32,7 @@ from avl_plugins.ewc.penalty import QuadraticPenalty
 from avl_plugins.ewc.proximal import proximal_step_
 from avl_plugins.ewc.selection import Selection, leaves, select
 from avl_plugins.growth.preconditioner import inverse_preconditioner
+from avl_plugins.tasks.protocols import ActsInEnvironments
 
 _log = logging.getLogger(__name__)
 
@@ -72,12 +73,13 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         protect: strategy -> whether the task that ends gets a term at all, for example only after a number of steps in
             it (`lambda strategy: strategy.steps_of[strategy.label] >= 5_000_000`). None: always.
         max_samples: use a uniformly random subset of this many samples for the Fisher.
-        fisher_data: strategy -> batches (x, y) or (x, y, t) for the Fisher, e.g. from a replay buffer. Default: what
-            the strategy's own `fisher_batches()` returns, if it has that (`avl_plugins.rl`: states of the task), else
-            the experience's data set under its *eval* transforms, in order, put together by its `collate_fn`.
+        fisher_data: strategy -> batches (x, y) or (x, y, t) for the Fisher, e.g. from a replay buffer. Default: the
+            task's states where the strategy acts in environments (`avl_plugins.rl`), else the experience's data set
+            under its *eval* transforms, in order, put together by its `collate_fn`.
         fisher_batch_size: samples a batch in that default; only labels "batch" depend on it. None: `train_mb_size` for
             "batch", else what `batches_in_memory` finds fit, 1000 where samples are small.
-        likelihood: "categorical", "bernoulli", "gaussian" or a callable; see `diagonal_fisher`.
+        likelihood: "categorical", "bernoulli", "gaussian" or a callable; see `diagonal_fisher`. None: "categorical", or
+            where the strategy acts in environments its `fisher_likelihood()`.
         step: "gradient" adds the penalty's gradient. "proximal" pulls the parameters to the penalty's centre after the
             optimizer's step (`proximal_step_`): stable for any lambda; the loss still shows the penalty.
         include: parameters to protect: glob patterns over names, or (name, parameter) -> bool. None: all trainable.
@@ -118,7 +120,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         max_samples: int | None = None,
         fisher_data: Callable[[Any], Iterable[Any]] | None = None,
         fisher_batch_size: int | None = None,
-        likelihood: Any = "categorical",
+        likelihood: Any = None,
         step: Literal["gradient", "proximal"] = "gradient",
         include: Selection | None = None,
         exclude: Selection | None = None,
@@ -136,7 +138,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         check_number("gamma", gamma, low=0, high=1, open_low=True)
         if gamma != 1 and mode != "online":
             raise ValueError(f"gamma={gamma} has no effect with mode={mode!r}: use mode='online'")
-        if not callable(likelihood):
+        if likelihood is not None and not callable(likelihood):
             check_choice("likelihood", likelihood, ("categorical", "bernoulli", "gaussian"))
         for argument, size in (("max_samples", max_samples), ("fisher_batch_size", fisher_batch_size)):
             if size is not None:
@@ -179,6 +181,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             self._active = self._idle_value = None  # of an experience that an error ended
         parameters = dict(strategy.model.named_parameters())
         select(parameters, self.include, self.exclude)
+        self._likelihood(strategy)
         self.penalty.check(parameters)
         if self.step == "proximal":
             inverse_preconditioner(strategy.optimizer, option="step")
@@ -240,7 +243,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def _consolidate(self, strategy: Any, task: Any) -> None:
         """Measure a task's importances and add its penalty."""
-        measurable = not hasattr(strategy, "measurable") or strategy.measurable()  # agents say so
+        measurable = not isinstance(strategy, ActsInEnvironments) or strategy.measurable()
         if not measurable or (self.protect is not None and not self.protect(strategy)):
             if not measurable:
                 _log.info("task %d gets no term: it has been met for too short a time", strategy.label)
@@ -258,7 +261,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 strategy.model,
                 self._batches(strategy, task),
                 labels=self.labels,
-                likelihood=self.likelihood,
+                likelihood=self._likelihood(strategy),
                 max_samples=self.max_samples,
                 generator=generator,
             )
@@ -282,10 +285,23 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.importances, self.fisher_seconds, self._generator = importances, seconds, generator
         self._active = self._idle_value = None
 
+    def _likelihood(self, strategy: Any) -> Any:
+        if self.likelihood is not None:
+            return self.likelihood
+        if not isinstance(strategy, ActsInEnvironments):
+            return "categorical"
+        default = strategy.fisher_likelihood()
+        if default is None and self.importance == "fisher":
+            raise ValueError(
+                f"likelihood must be given for {type(strategy).__name__}, whose outputs may be taken for the means of "
+                "normal distributions ('gaussian') or for logits ('categorical'), got None"
+            )
+        return default
+
     def _batches(self, strategy: Any, task: Any) -> Iterable[Any]:
         if self.fisher_data is not None:
             return self.fisher_data(strategy)
-        if hasattr(strategy, "fisher_batches"):
+        if isinstance(strategy, ActsInEnvironments):
             return strategy.fisher_batches()
         size = self.fisher_batch_size or (strategy.train_mb_size if self.labels == "batch" else None)
         return batches_in_memory(task.dataset, size)  # in the eval transform group: no augmentation
@@ -346,8 +362,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
 def _label(strategy: Any, number: int) -> int:
     """The label of the task that ends; its number where it has none."""
-    if hasattr(strategy, "fisher_batches"):  # of avl_plugins.rl
-        return int(strategy.label)
+    if isinstance(strategy, ActsInEnvironments):
+        return strategy.label
     labels = set(getattr(strategy.experience, "task_labels", None) or ())
     return int(labels.pop()) if len(labels) == 1 else number
 

@@ -8,10 +8,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from avl_plugins.data.serving import Given, Served
 from avl_plugins.progressive.adapters import Adapter, Laterals, concatenated, feature_dim
 from avl_plugins.progressive.column import Column
 from avl_plugins.progressive.fresh import ColumnMaker
-from avl_plugins.progressive.frozen import FrozenFeatures
+from avl_plugins.progressive.frozen import given_for
 from avl_plugins.progressive.single_task import SingleTaskNetwork, Tap, run_columns
 from avl_plugins.progressive.state import grow_to, shape_of
 from avl_plugins.tasks.arguments import check_flag
@@ -89,7 +90,7 @@ class ProgressiveNetwork(TaskNetwork):
         check_flag("retrain", retrain)
         self.laterals = Laterals(adapter, reduction, alpha_init)
         self.retrain = retrain
-        self._given: FrozenFeatures | None = None
+        self._given: Given | None = None
         self._make = ColumnMaker(column, features)
         self.columns = nn.ModuleList([self._make(0)])
 
@@ -189,11 +190,11 @@ class ProgressiveNetwork(TaskNetwork):
         columns = self._columns()[: self.index_of(label) + 1]
         if self._given is None or tap is not None or not self.training or columns[-1] is not self.columns[-1]:
             return run_columns(columns, x, tap)
-        given = self._given.of(x)
+        given = list(given_for(x, self._given))
         return [given, columns[-1](x, [given])]
 
     @contextmanager
-    def given_features(self, given: FrozenFeatures) -> Iterator[None]:
+    def given_features(self, given: Given) -> Iterator[None]:
         """Use these in training on the newest task; any batch but theirs is then an error."""
         self._given = given
         try:
@@ -201,8 +202,8 @@ class ProgressiveNetwork(TaskNetwork):
         finally:
             self._given = None
 
-    def frozen_features(self, x: Tensor) -> FrozenFeatures:
-        """Return, by depth, the concatenated features of all columns before the newest."""
+    def frozen_features(self, x: Tensor) -> Given:
+        """Return, by depth, the concatenated features that all columns before the newest have for a batch."""
         *columns, newest = self._columns()
         if not columns:
             raise ValueError("there are no frozen features yet: the network has one column")
@@ -210,7 +211,7 @@ class ProgressiveNetwork(TaskNetwork):
             found = run_columns(columns, x)
         dims = [feature_dim(newest.layer_at(depth)) for depth in range(1, len(newest.stages) + 1)]
         by_depth = zip(zip(*found, strict=True), dims, strict=True)
-        return FrozenFeatures(x, [concatenated(h, dim) for h, dim in by_depth])
+        return Given(Served.of(torch.arange(len(x)), x), tuple(concatenated(h, dim) for h, dim in by_depth))
 
     def parameters_of(self, label: int) -> dict[str, int]:
         """Return the number of a task's own parameters: "column" with the head, and "lateral", its adapters."""

@@ -7,8 +7,10 @@ from avalanche.benchmarks import OnlineCLExperience
 from avalanche.core import SupervisedPlugin
 from avalanche.training.supervised import JointTraining
 
-from avl_plugins.data.loading import InMemoryLoaderPlugin, TensorLoader
-from avl_plugins.progressive.frozen import FrozenFeatures, with_frozen_features
+from avl_plugins.data.loading import InMemoryLoaderPlugin
+from avl_plugins.data.sampling import NotServed
+from avl_plugins.data.serving import ServedFeatures, TensorLoader
+from avl_plugins.progressive.frozen import served_features
 from avl_plugins.progressive.groups import drop_frozen, join_groups
 from avl_plugins.progressive.network import ProgressiveNetwork
 from avl_plugins.tasks.arguments import check_count, check_flag
@@ -53,7 +55,7 @@ class ProgressivePlugin(SupervisedPlugin):
         self._complete = False
         self._parts = 0
         self._loader: TensorLoader | None = None
-        self._features: FrozenFeatures | None = None
+        self._features: ServedFeatures | None = None
         self._given: AbstractContextManager | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,13 +108,12 @@ class ProgressivePlugin(SupervisedPlugin):
         """Take frozen parameters out of the optimizer; compute the frozen columns' features."""
         note_user(strategy, self, strategy.model)
         drop_frozen(strategy.optimizer)
-        self._loader = None
+        self._loader = self._features = None
         network: ProgressiveNetwork = strategy.model
         newest: Any = network.columns[-1]
         if self.cache_frozen and network.adapter is not None and len(network.columns) > 1 and not newest.frozen:
-            loader = _loader(strategy)
-            with_frozen_features(network, loader, device=strategy.device, limit=self.cache_bytes)
-            self._loader = loader
+            self._loader = _loader(strategy)
+            self._features = served_features(network, self._loader, device=strategy.device, limit=self.cache_bytes)
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse a loader that has been put in the place of the one that serves the features."""
@@ -123,23 +124,17 @@ class ProgressivePlugin(SupervisedPlugin):
                 "train with cache_frozen=False"
             )
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Take note of the features and of the batch that they came with."""
-        if self._loader is not None:
-            depths = len(strategy.model.columns[-1].stages)
-            self._features = FrozenFeatures(strategy.mbatch[0], strategy.mbatch[2 : 2 + depths])
-
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Hand over the features."""
-        if self._features is not None:
-            self._given = strategy.model.given_features(self._features)
+        """Hand over the features of the batch that was served."""
+        if self._features is not None and (given := self._features.latest()) is not None:
+            self._given = strategy.model.given_features(given)
             self._given.__enter__()
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Forget them."""
         if self._given is not None:
             self._given.__exit__(None, None, None)
-        self._given = self._features = None
+        self._given = None
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse a loss that is not finite, before it reaches the newest column."""
@@ -154,7 +149,7 @@ class ProgressivePlugin(SupervisedPlugin):
         """Close the task, if it has ended."""
         if finished_task(strategy, self._parts) is not None:
             self._close(strategy)
-        self._loader = None
+        self._loader = self._features = None
 
     @staticmethod
     def _check_experience(strategy: Any) -> None:
@@ -180,14 +175,9 @@ class ProgressivePlugin(SupervisedPlugin):
 
 def _loader(strategy: Any) -> TensorLoader:
     """Return the loader from memory that serves the experience, put in place here if none is."""
-    if not isinstance(strategy.dataloader, TensorLoader):
-        try:
-            InMemoryLoaderPlugin().before_training_exp(strategy)
-        except ValueError as error:
-            raise ValueError(f"cache_frozen: {error}") from error
-    if not isinstance(strategy.dataloader, TensorLoader):
-        raise ValueError(
-            "cache_frozen: the batches of a distributed run, or of several task labels in one data set, cannot be "
-            "served from memory; train with cache_frozen=False"
-        )
-    return strategy.dataloader
+    if isinstance(strategy.dataloader, TensorLoader):
+        return strategy.dataloader
+    try:
+        return InMemoryLoaderPlugin().serve(strategy)
+    except NotServed as why:
+        raise ValueError(f"cache_frozen: {why}; train with cache_frozen=False") from why

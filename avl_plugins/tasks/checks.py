@@ -8,8 +8,7 @@ import math
 import weakref
 from typing import Any
 
-from avalanche.distributed.distributed_helper import DistributedHelper
-from torch import Tensor
+from torch import Tensor, distributed
 
 __all__ = [
     "check_criterion",
@@ -45,10 +44,12 @@ def refuse_distributed(method: str) -> None:
     """Refuse training in several processes, in `before_training`.
 
     Raises:
-        ValueError: `torch.distributed` has been initialised.
+        ValueError: There are several.
     """
-    if DistributedHelper.is_distributed:
-        raise ValueError(f"{method} does not serve distributed training, in which its processes would drift apart")
+    if distributed.is_available() and distributed.is_initialized() and (number := distributed.get_world_size()) > 1:
+        raise ValueError(
+            f"{method} does not serve distributed training, in which {number} processes would drift apart: use one"
+        )
 
 
 def refuse_shared(strategy: Any, name: str, thing: Any) -> None:

@@ -27,7 +27,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
 from benchmarks.data.arrays import Arrays
-from benchmarks.perf.timing import Line, compare_rates, timed
+from benchmarks.perf.timing import Line, compare_rates
+from benchmarks.training.clock import timed
 
 GAME = "pong"
 ENVS = 16

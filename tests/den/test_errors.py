@@ -156,6 +156,7 @@ def test_a_plugin_or_network_that_two_strategies_share(digits_split):
 
 def test_several_processes(digits_split, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     strategy = build()
     with pytest.raises(ValueError, match="DENPlugin does not serve distributed training"):
         DENPlugin.before_training(strategy.den, strategy)

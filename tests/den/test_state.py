@@ -187,7 +187,7 @@ def test_known_features_are_given_for_a_while():
 
     class Given:
         def of(self, x):
-            return torch.ones(5, 11) if x is batch else None
+            return (torch.ones(5, 11),) if x is batch else None
 
     net, batch = grown("mlp", (2, 2))
     plain, old = net(batch, 1), net(batch, 0)

@@ -76,11 +76,13 @@ def test_a_finite_loss_passes():
         check_loss(strategy(x=math.nan), loss)
 
 
-def test_distributed_training():
+def test_distributed_training(monkeypatch):
     refuse_distributed("DEN")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        with pytest.raises(ValueError, match="DEN does not serve distributed training"):
+        refuse_distributed("DEN")  # a single process is as good as none
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        with pytest.raises(ValueError, match="DEN does not serve distributed training, in which 2 processes"):
             refuse_distributed("DEN")
     finally:
         torch.distributed.destroy_process_group()
