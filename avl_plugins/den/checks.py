@@ -8,14 +8,14 @@ from avalanche.benchmarks import OnlineCLExperience
 from avalanche.training.plugins import EarlyStoppingPlugin
 from avalanche.training.supervised import Cumulative, JointTraining
 
+from avl_plugins.den.loss import mean_loss
 from avl_plugins.den.network import DynamicallyExpandableNetwork
-from avl_plugins.den.phases import mean_loss
 from avl_plugins.growth.preconditioner import inverse_preconditioner
 from avl_plugins.tasks.checks import check_criterion, refuse_distributed, refuse_empty
 from avl_plugins.tasks.labels import experience_classes, experience_labels
 from avl_plugins.tasks.owners import refuse_shared
 
-__all__ = ["check_experience", "check_loss_on", "check_use", "each_layer"]
+__all__ = ["check_experience", "check_use", "each_layer", "loss_before_expansion"]
 
 _KEEP_STATE = {
     "AGEMPlugin",
@@ -104,17 +104,19 @@ def check_experience(strategy: Any, validation_stream: Sequence[Any] | None) -> 
         raise ValueError(f"validation_stream: its experience {number} has classes that the one trained on has not")
 
 
-def check_loss_on(strategy: Any, what: str, dataset: Any) -> float:
-    """Return the newest task's mean loss on a data set, in evaluation mode.
+def loss_before_expansion(plugin: Any, strategy: Any) -> float:
+    """Return what tau is compared with: the newest task's mean loss on its validation data, or on its training data.
 
     Raises:
-        ValueError: It is NaN or infinite; "what" names the data.
+        ValueError: It is NaN or infinite.
     """
-    loss = mean_loss(strategy, strategy.model.newest, dataset.eval())
+    what, experience = "the experience", strategy.experience
+    if plugin.validation_stream is not None:
+        what, experience = "validation_stream", plugin.validation_stream[experience.current_experience]
+    label = strategy.model.newest
+    loss = mean_loss(strategy, label, experience.dataset.eval())
     if not math.isfinite(loss):
-        raise ValueError(
-            f"{what}: the loss of task {strategy.model.newest} on it is {loss:g}; clean it, or lower the learning rate"
-        )
+        raise ValueError(f"{what}: the loss of task {label} on it is {loss:g}; clean it, or lower the learning rate")
     return loss
 
 

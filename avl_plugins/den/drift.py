@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from avl_plugins.den.stand_in import Selected
 from avl_plugins.growth.preconditioner import inverse_preconditioner
 from avl_plugins.tasks.arguments import check_number
 
@@ -26,8 +25,8 @@ def anchors(network: Any, before: Before) -> list[Anchor]:
         network: A `DynamicallyExpandableNetwork`, as a whole or with a selected part in its place.
         before: Its weights and biases.
     """
-    if isinstance(network.stand_in, Selected):
-        return network.stand_in.anchors(before)
+    if network.stand_in is not None:
+        return network.stand_in.anchors(network, before)
     found = []
     for layer, (weight, bias) in zip(network.hidden, before, strict=True):
         found.append((layer.layer.weight, weight))

@@ -1,6 +1,7 @@
 """Dynamically expandable networks: layers that grow, a head for each task, and inference by time stamps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -8,28 +9,14 @@ from torch import Tensor, nn
 
 from avl_plugins.data.serving import Given
 from avl_plugins.den.layers import GrowingLayer, cut, entries, take
-from avl_plugins.den.stand_in import StandIn, make_stand_in
+from avl_plugins.den.shape import grow_to, shape_of
+from avl_plugins.den.stand_in import StandIn
 from avl_plugins.tasks.arguments import check_choice, check_count, check_flag
 from avl_plugins.tasks.copies import copy_module, refuse_lazy
 from avl_plugins.tasks.labels import check_labels_differ, class_labels, experience_classes, task_label
-from avl_plugins.tasks.network import TRAINING_ON, TaskNetwork
-from avl_plugins.tasks.states import Entry, check_entries, is_count, list_of
+from avl_plugins.tasks.network import TaskNetwork
 
 __all__ = ["DynamicallyExpandableNetwork"]
-
-_ENTRIES: dict[str, Entry] = {
-    "stamps": ("a list of integers for each layer", list_of(list_of(is_count))),
-    "heads": (
-        "a dict of inputs and outputs by task label",
-        lambda value: (
-            isinstance(value, dict)
-            and all(label.lstrip("-").isdigit() for label in value)
-            and all(list_of(is_count)(shape) and len(shape) == 2 for shape in value.values())
-        ),
-    ),
-    "training_on": TRAINING_ON,
-    "stand_in": ("a dict, or None", lambda value: value is None or isinstance(value, dict)),
-}
 
 
 class DynamicallyExpandableNetwork(TaskNetwork):
@@ -68,8 +55,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
     Attributes:
         layers: The hidden layers.
         heads: `Linear` by the task label as text.
-        stand_in: What a phase trains in the place of the layers, while it lasts; else None.
-        given: What the newest head reads of a batch, known beforehand, so that it is not computed; else None.
+        stand_in: What computes the newest task's logits in the place of the layers (see `put_in_place`); else None.
     """
 
     part = "head"
@@ -106,7 +92,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         self.layers = nn.ModuleList(layers)
         self.heads = nn.ModuleDict()
         self.stand_in: StandIn | None = None
-        self.given: Given | None = None
+        self._given: Given | None = None
         self.first_units = [layer.units for layer in layers]
         """Units of the layers before anything was added: the base network's."""
 
@@ -178,7 +164,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         if task_label not in self.labels:
             return self.constant_logits(x, task_label)
         if self.stand_in is not None and task_label == self.newest:
-            return self.stand_in(self.before(x))
+            return self.stand_in(self, x)
         features, weight = self.features(x, task_label), self.head_weight(task_label)
         return nn.functional.linear(features[:, : weight.shape[1]], weight, self.head_of(task_label).bias)
 
@@ -189,13 +175,45 @@ class DynamicallyExpandableNetwork(TaskNetwork):
 
     def features(self, x: Tensor, label: int) -> Tensor:
         """Return what the units of the last layer that a task uses make of x, (B, features)."""
-        if self.given is not None and label == self.newest and (known := self.given.of(x)) is not None:
+        if self._given is not None and label == self.newest and (known := self._given.of(x)) is not None:
             return known[0]
         h, below = self.before(x), None
         for layer, units in zip(self.hidden, self.units_of(label), strict=True):
             h = layer(h, *layer.block(units, below))
             below = units
         return h.flatten(1)
+
+    @contextmanager
+    def given_features(self, given: Given) -> Iterator[None]:
+        """Take these for the newest task's features of their batch, instead of computing them; others are computed."""
+        self._given = given
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def put_in_place(self, stand_in: StandIn) -> StandIn:
+        """Compute the newest task's logits with a part that has parameters of its own, until `write_back`.
+
+        An optimizer that trains these moves nothing else. Earlier tasks are computed with the layers, as ever.
+        """
+        self.stand_in = stand_in
+        return stand_in
+
+    def write_back(self, *, keep: bool = False) -> None:
+        """Write what a stand-in has learnt, if there is one, into the layers, and compute with them again.
+
+        Args:
+            keep: Leave the stand-in in their place.
+        """
+        if self.stand_in is not None:
+            self.stand_in.write_back(self)
+        if not keep:
+            self.stand_in = None
+
+    def drop_stand_in(self) -> None:
+        """Compute with the layers again, as they were when a stand-in took their place."""
+        self.stand_in = None
 
     def head_weight(self, label: int) -> Tensor:
         """Return a head's weights for the units that its task uses: (outputs, features), or the first of them.
@@ -245,43 +263,8 @@ class DynamicallyExpandableNetwork(TaskNetwork):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return stamps, heads, and what a phase trains."""
-        return {
-            "stamps": [list(layer.stamps) for layer in self.hidden],
-            "splits": [list(layer.splits) for layer in self.hidden],
-            "heads": {label: [head.in_features, head.out_features] for label, head in self.heads.items()},
-            "training_on": self.training_on,
-            "stand_in": None if self.stand_in is None else self.stand_in.shape(),
-        }
+        return shape_of(self)
 
     def set_extra_state(self, state: Any) -> None:
         """Take the shape of a state_dict, whose values are filled in after this."""
-        check_entries(type(self).__name__, state, _ENTRIES, optional={"splits": _ENTRIES["stamps"]})
-        own, saved = list(self.heads), list(state["heads"])
-        if own != saved[: len(own)]:
-            raise ValueError(f"the network has heads for the tasks {own}, the state for {saved}")
-        splits = state.get("splits", [[0] * len(stamps) for stamps in state["stamps"]])  # before 0.2, all read both
-        if len(state["stamps"]) != len(self.layers):
-            raise ValueError(f"the network has {len(self.layers)} hidden layers, the state {len(state['stamps'])}")
-        if [len(stamps) for stamps in state["stamps"]] != [len(split) for split in splits]:
-            raise ValueError("the state has stamps and splits of different numbers of units")
-        first = next(self.parameters())
-        below: int | None = None
-        for layer, stamps, split, units in zip(self.hidden, state["stamps"], splits, self.first_units, strict=True):
-            if sum(stamp == 1 for stamp in stamps) != units:
-                raise ValueError(
-                    f"the network was built with {units} units in a layer, the state's with another number"
-                )
-            inputs = layer.layer.weight.shape[1] if below is None else below * layer.positions
-            shape = (len(stamps), inputs, *layer.layer.weight.shape[2:])
-            if shape != tuple(layer.layer.weight.shape):
-                bias = None if layer.layer.bias is None else first.new_zeros(len(stamps))
-                layer.set_tensors(first.new_zeros(shape), bias, stamps)
-            layer.stamps, layer.splits = list(stamps), list(split)
-            below = len(stamps)
-        for label, (inputs, outputs) in state["heads"].items():
-            head: Any = self.heads[label] if label in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
-            if head is None or (head.in_features, head.out_features) != (inputs, outputs):
-                with torch.random.fork_rng(devices=[first.device] if first.is_cuda else []):
-                    self.heads[label] = nn.Linear(inputs, outputs).to(first)
-        self.stand_in = None if state["stand_in"] is None else make_stand_in(self, state["stand_in"])
-        self.training_on = None if state["training_on"] is None else tuple(state["training_on"])
+        grow_to(self, state)

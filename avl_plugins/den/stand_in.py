@@ -16,35 +16,36 @@ __all__ = ["NewUnits", "Selected", "StandIn", "all_that_is_used", "make_stand_in
 
 
 class StandIn(nn.Module):
-    """Computes the newest task's logits from parameters of its own.
+    """Computes the newest task's logits from parameters of its own, and otherwise with what the network has.
 
-    Args:
-        network: The network whose newest task is trained.
+    Its methods are given the network that it was made for.
     """
 
     kind = ""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        # Kept out of the module tree: the network has the stand-in as a part.
-        self._network = (network,)
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
 
     @property
-    def network(self) -> Any:
-        """The network."""
-        return self._network[0]
+    def incoming(self) -> list[Tensor]:
+        """Incoming weights of new units, by layer, to which group lasso applies."""
+        return []
+
+    def anchors(self, network: Any, before: Sequence[tuple[Tensor, Tensor | None]]) -> list[tuple[Tensor, Tensor]]:
+        """Return the weights and biases that there were before, the first ones of each layer, and what they were."""
+        return []
 
     def shape(self) -> dict[str, Any]:
         """Return what `make_stand_in` needs."""
         raise NotImplementedError
 
-    def sources(self) -> dict[str, str]:
+    def sources(self, network: Any) -> dict[str, str]:
         """Return the name of the network's parameter that each of these is a part of."""
         raise NotImplementedError
 
-    def write_back(self) -> None:
+    def write_back(self, network: Any) -> None:
         """Put what was trained into the network."""
         raise NotImplementedError
 
@@ -60,10 +61,10 @@ class Selected(StandIn):
     kind = "selected"
 
     def __init__(self, network: Any, units: Sequence[Sequence[int] | Tensor]) -> None:
-        super().__init__(network)
+        super().__init__()
         self.units: list[list[int]] = [torch.as_tensor(own).tolist() for own in units]
         self.all_inputs = len(self.units[0]) == network.hidden[0].layer.weight.shape[1]
-        for layer, own, below in self._layers():
+        for layer, own, below in self._layers(network):
             weight, bias = layer.block(own, below)
             self.weights.append(weight.detach().clone())
             self.biases.append(torch.empty(0) if bias is None else bias.detach().clone())
@@ -71,19 +72,20 @@ class Selected(StandIn):
         self.weights.append(take(head.weight.detach(), 1, self.units[-1], network.head_positions).clone())
         self.biases.append(head.bias.detach().clone())
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, network: Any, x: Tensor) -> Tensor:
         """Return the logits."""
+        h = network.before(x)
         if not self.all_inputs:
             h = take(h, 1, self.units[0])
         *hidden, head = zip(self.weights, self.biases, strict=True)
-        for layer, (weight, bias) in zip(self.network.hidden, hidden, strict=True):
+        for layer, (weight, bias) in zip(network.hidden, hidden, strict=True):
             h = layer(h, weight, bias if bias.numel() else None)
         return nn.functional.linear(h.flatten(1), *head)
 
-    def anchors(self, before: Sequence[tuple[Tensor, Tensor | None]]) -> list[tuple[Tensor, Tensor]]:
+    def anchors(self, network: Any, before: Sequence[tuple[Tensor, Tensor | None]]) -> list[tuple[Tensor, Tensor]]:
         """Return the weights and biases that there were before, the first ones of each layer, and what they were."""
         found: list[tuple[Tensor, Tensor]] = []
-        parts = zip(self._layers(), before, self.weights, self.biases, strict=False)
+        parts = zip(self._layers(network), before, self.weights, self.biases, strict=False)
         for (layer, own, below), (past, past_bias), weight, bias in parts:
             units = [unit for unit in own if unit < len(past)]
             inputs = [unit for unit in below if unit * layer.positions < past.shape[1]]
@@ -96,20 +98,21 @@ class Selected(StandIn):
         """Return the selected units."""
         return {"kind": self.kind, "units": [list(own) for own in self.units]}
 
-    def sources(self) -> dict[str, str]:
+    def sources(self, network: Any) -> dict[str, str]:
         """Return the name of the network's parameter that each of these is a part of."""
-        return _sources(self.network, [(f"weights.{k}", f"biases.{k}") for k in range(len(self.weights))])
+        return _sources(network, [(f"weights.{k}", f"biases.{k}") for k in range(len(self.weights))])
 
     @torch.no_grad()
-    def write_back(self) -> None:
+    def write_back(self, network: Any) -> None:
         """Scatter the sub-matrices."""
-        for (layer, own, below), weight, bias in zip(self._layers(), self.weights, self.biases, strict=False):
+        parts = zip(self._layers(network), self.weights, self.biases, strict=False)
+        for (layer, own, below), weight, bias in parts:
             layer.put(own, below, weight, bias if bias.numel() else None)
-        _write_head(self.network, self.units[-1], self.weights[-1], self.biases[-1])
+        _write_head(network, self.units[-1], self.weights[-1], self.biases[-1])
 
-    def _layers(self) -> Iterator[tuple[Any, list[int], list[int]]]:
+    def _layers(self, network: Any) -> Iterator[tuple[Any, list[int], list[int]]]:
         """Yield the layers with their selected units and those below."""
-        yield from zip(self.network.hidden, self.units[1:], self.units[:-1], strict=True)
+        yield from zip(network.hidden, self.units[1:], self.units[:-1], strict=True)
 
 
 class NewUnits(StandIn):
@@ -123,24 +126,27 @@ class NewUnits(StandIn):
     kind = "new"
 
     def __init__(self, network: Any, added: Sequence[int]) -> None:
-        super().__init__(network)
+        super().__init__()
         self.added = list(added)
         self.outgoing = nn.ParameterList()
-        self._units = network.units_of(network.newest)
-        for layer, (old, new), below, below_new in self._layers():
+        for layer, (old, new), below, below_new in self._layers(network):
             weight, bias = layer.block(new, below)
             self.weights.append(weight.detach().clone())
             self.outgoing.append(layer.block(old, below_new)[0].detach().clone())
             self.biases.append(torch.empty(0) if bias is None else bias.detach().clone())
-        head = network.head_of(network.newest)
         self.weights.append(network.head_weight(network.newest).detach().clone())
-        self.biases.append(head.bias.detach().clone())
+        self.biases.append(network.head_of(network.newest).bias.detach().clone())
 
-    def forward(self, h: Tensor) -> Tensor:
+    @property
+    def incoming(self) -> list[Tensor]:
+        """Incoming weights of the new units, by layer."""
+        return list(self.weights)[:-1]
+
+    def forward(self, network: Any, x: Tensor) -> Tensor:
         """Return the logits; old weights are constants."""
-        for (layer, (old, _), below, below_new), weight, outgoing, bias in zip(
-            self._layers(), self.weights, self.outgoing, self.biases, strict=False
-        ):
+        h = network.before(x)
+        parts = zip(self._layers(network), self.weights, self.outgoing, self.biases, strict=False)
+        for (layer, (old, _), below, below_new), weight, outgoing, bias in parts:
             below_old = None if below is None else below[: len(below) - len(below_new)]
             known, known_bias = layer.block(old, below_old)
             joined = torch.cat([torch.cat([known.detach(), outgoing], dim=1), weight])
@@ -151,26 +157,25 @@ class NewUnits(StandIn):
         """Return how many units are new."""
         return {"kind": self.kind, "added": list(self.added)}
 
-    def sources(self) -> dict[str, str]:
+    def sources(self, network: Any) -> dict[str, str]:
         """Return the name of the network's parameter that each of these is a part of."""
-        found = _sources(self.network, [(f"weights.{k}", f"biases.{k}") for k in range(len(self.weights))])
+        found = _sources(network, [(f"weights.{k}", f"biases.{k}") for k in range(len(self.weights))])
         return found | {f"outgoing.{k}": f"layers.{k}.layer.weight" for k in range(len(self.outgoing))}
 
     @torch.no_grad()
-    def write_back(self) -> None:
+    def write_back(self, network: Any) -> None:
         """Put the new blocks into the layers, and the head's weights into the head."""
-        for (layer, (old, new), below, below_new), weight, outgoing, bias in zip(
-            self._layers(), self.weights, self.outgoing, self.biases, strict=False
-        ):
+        parts = zip(self._layers(network), self.weights, self.outgoing, self.biases, strict=False)
+        for (layer, (old, new), below, below_new), weight, outgoing, bias in parts:
             layer.put(new, below, weight, bias if bias.numel() else None)
             layer.put(old, below_new, outgoing, None)
-        _write_head(self.network, self._units[-1], self.weights[-1], self.biases[-1])
+        _write_head(network, network.units_of(network.newest)[-1], self.weights[-1], self.biases[-1])
 
-    def _layers(self) -> Iterator[tuple[Any, tuple[list[int], list[int]], list[int] | None, list[int]]]:
+    def _layers(self, network: Any) -> Iterator[tuple[Any, tuple[list[int], list[int]], list[int] | None, list[int]]]:
         """Yield layers, their old and new units, the units below (None for all inputs) and the new ones of these."""
         below: list[int] | None = None
         below_new: list[int] = []
-        for layer, units, added in zip(self.network.hidden, self._units, self.added, strict=True):
+        for layer, units, added in zip(network.hidden, network.units_of(network.newest), self.added, strict=True):
             old, new = units[: len(units) - added], units[len(units) - added :]
             yield layer, (old, new), below, below_new
             below, below_new = units, new

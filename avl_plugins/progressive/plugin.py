@@ -64,7 +64,7 @@ class ProgressivePlugin(SupervisedPlugin):
         return {"parts": self._parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` gave; it was empty before version 0.2.
+        """Take what `state_dict` gave; in earlier versions it was empty.
 
         Raises:
             ValueError: If an entry is unknown or of another kind. Nothing has changed then.

@@ -65,7 +65,7 @@ def test_a_loss_that_diverges_names_the_phase():
 
     class Spoil(SupervisedPlugin):
         def before_backward(self, strategy, **kwargs):
-            if strategy.den.step == self.phase:
+            if strategy.den.phase.name == self.phase:
                 strategy.loss = strategy.loss * math.inf
 
     benchmark = dataset_benchmark([data(0), data(1)], [data(0)])
@@ -156,6 +156,7 @@ def test_a_plugin_or_network_that_two_strategies_share(digits_split):
 
 def test_several_processes(digits_split, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     strategy = build()
     with pytest.raises(ValueError, match="DENPlugin does not serve distributed training"):
         DENPlugin.before_training(strategy.den, strategy)
@@ -202,14 +203,15 @@ class Watch(SupervisedPlugin):
 
 
 CHANGES = [
-    ("step", "twice", "entry 'step' must be one of first, full, head, .*got 'twice'"),
-    ("step", ["head"], "entry 'step' must be one of"),
+    ("phase", "twice", "entry 'phase' must be None or one of first, head, retraining, .*got 'twice'"),
+    ("phase", ["head"], "entry 'phase' must be None or one of"),
+    ("phase", "full", "entry 'phase' must be None or one of first, head, retraining, expansion, drift, split, got"),
+    ("step", "twice", "entry 'phase' must be None or one of"),
     ("history", {}, "entry 'history' must be a list of dicts"),
     ("history", [{"selected": []}], "entry 'history' must be a list of dicts"),
     ("weights_before", [torch.zeros(2)], "entry 'weights_before' must be a weight, and a bias or None, for each layer"),
     ("weights_before", [[torch.zeros(2), 1]], "entry 'weights_before' must be a weight"),
-    ("expanding", 1, "entry 'expanding' must be True or False, got 1"),
-    ("splitting", None, "entry 'splitting' must be True or False"),
+    ("expanding", True, "entry 'expanding' is unknown"),
     ("losses", [True], "entry 'losses' must be a list of numbers"),
     ("running", [1.0], "entry 'running' must be two numbers"),
     ("groups", {"a": -1}, "entry 'groups' must be a dict of numbers of parameter groups"),
@@ -220,7 +222,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("name", "value", "text"), CHANGES)
 def test_a_plugins_state_that_does_not_fit_changes_nothing(name, value, text):
-    state = {**DENPlugin().state_dict(), "losses": [0.5], "step": "drift", "history": [{"label": 3}], name: value}
+    state = {**DENPlugin().state_dict(), "losses": [0.5], "phase": "drift", "history": [{"label": 3}], name: value}
     if value is ...:
         del state[name]
     plugin = DENPlugin()
@@ -278,7 +280,7 @@ def test_a_networks_state_that_does_not_fit_changes_nothing(change, text):
 def test_a_load_that_is_interrupted_leaves_the_network_as_it_was(kind, error, monkeypatch):
     counts = {"mlp": (2, 2), "conv": (2, 2, 2), "all_conv": (2,)}[kind]
     net, x = grown(kind, counts)
-    net.stand_in = NewUnits(net, counts)
+    net.put_in_place(NewUnits(net, counts))
     fresh = NETWORKS[kind]().eval()
     fresh.add_task(0, 3)
     before, logits = values(fresh), fresh(x, 0)

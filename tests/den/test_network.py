@@ -24,15 +24,14 @@ def test_growth_changes_no_old_output(kind):
     before = copies(net)
     add_units(net, COUNTS[kind])
     assert torch.equal(net(x, 0), first)
-    net.stand_in = NewUnits(net, COUNTS[kind])
-    assert torch.allclose(net.stand_in(net.before(x)), net.head_of(1)(net.features(x, 1)), atol=1e-6)
+    net.put_in_place(NewUnits(net, COUNTS[kind]))
+    assert torch.allclose(net.stand_in(net, x), net.head_of(1)(net.features(x, 1)), atol=1e-6)
     with torch.no_grad():
         for parameter in net.stand_in.parameters():
             parameter += torch.randn_like(parameter)
     trained = net(x, 1)
     assert torch.equal(net(x, 0), first)
-    net.stand_in.write_back()
-    net.stand_in = None
+    net.write_back()
     assert torch.allclose(net(x, 1), trained, atol=1e-5)
     assert torch.equal(net(x, 0), first)
     split_units(net, [torch.tensor([1, 3])] * len(COUNTS[kind]), before)
@@ -119,7 +118,7 @@ def test_single_task_networks_give_the_same(kind, stamps):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_state_fills_a_fresh_network(kind):
     net, x = grown(kind, COUNTS[kind], tasks=3)
-    net.stand_in = NewUnits(net, COUNTS[kind])
+    net.put_in_place(NewUnits(net, COUNTS[kind]))
     fresh = NETWORKS[kind]().eval()
     random = torch.get_rng_state()
     fresh.load_state_dict(net.state_dict())

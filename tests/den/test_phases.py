@@ -1,7 +1,5 @@
 """The maths of DEN's phases: proximal steps, selection, sub-networks, drift and duplication, in numbers."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from den_cases import NETWORKS, SHAPES, copies, grown
@@ -13,10 +11,10 @@ from avl_plugins.den.drift import anchors, drift_penalty, pull_back_
 from avl_plugins.den.duplication import drifted_units, drifts
 from avl_plugins.den.expansion import add_units, empty_units
 from avl_plugins.den.network import DynamicallyExpandableNetwork
-from avl_plugins.den.phases import proximal_step
 from avl_plugins.den.proximal import group_soft_threshold, shrink_groups, soft_threshold
 from avl_plugins.den.selection import select_units
 from avl_plugins.den.stand_in import NewUnits, Selected
+from avl_plugins.den.steps import proximal_step
 
 
 def test_soft_threshold():
@@ -125,8 +123,7 @@ def test_a_sub_network_is_what_the_whole_is(kind):
     assert 0 < sum(len(own) for own in units[1:]) < sum(layer.units for layer in net.hidden) or kind != "mlp"
     whole = net.head_of(1)(net.features(x, 1))
     whole.square().sum().backward()
-    sub = Selected(net, units)
-    net.stand_in = sub
+    sub = net.put_in_place(Selected(net, units))
     assert torch.allclose(net(x, 1), whole, atol=1e-6)
     net(x, 1).square().sum().backward()
     rows = units[1]
@@ -137,15 +134,14 @@ def test_a_sub_network_is_what_the_whole_is(kind):
         for parameter in sub.parameters():
             parameter.add_(1.0)
     trained = net(x, 1)
-    sub.write_back()
-    net.stand_in = None
+    net.write_back()
     changed = {name: (p - before[name]) for name, p in net.named_parameters()}
     for name, change in changed.items():
         assert set(change.flatten().round(decimals=4).tolist()) <= {0.0, 1.0}, name
     inside = torch.zeros_like(changed["layers.0.layer.weight"], dtype=torch.bool)
     inside[rows[:, None], units[0][None]] = True
     assert (changed["layers.0.layer.weight"][~inside] == 0).all()
-    assert torch.allclose(Selected(net, units)(x), trained, atol=1e-4)
+    assert torch.allclose(Selected(net, units)(net, x), trained, atol=1e-4)
 
 
 def test_drifts_are_of_incoming_weights():
@@ -222,15 +218,15 @@ def test_a_selected_part_is_pulled_back_as_the_whole_is():
         before = [(weight + 1, None if bias is None else bias + 1) for weight, bias in copies(net)]
         units = [torch.arange(0, net.hidden[0].layer.weight.shape[1], 2)]
         units += [torch.arange(1, layer.units, 2) for layer in net.hidden]
-        net.stand_in = Selected(net, units)
+        part = net.put_in_place(Selected(net, units))
         found = anchors(net, before)
         assert len(found) == sum(1 + (bias is not None) for _, bias in before)
         assert float(drift_penalty(found).detach()) == pytest.approx(sum(past.numel() for _, past in found), rel=1e-5)
-        optimizer = torch.optim.SGD(net.stand_in.parameters(), lr=0.5)
-        for parameter in net.stand_in.parameters():
+        optimizer = torch.optim.SGD(part.parameters(), lr=0.5)
+        for parameter in part.parameters():
             parameter.grad = torch.zeros_like(parameter)
         pull_back_(found, optimizer, 1.0)  # s = 1: half of the way
-        net.stand_in.write_back()
+        net.write_back()
         change = net.hidden[0].layer.weight.detach() - before[0][0] + 1
         inside = torch.zeros_like(change, dtype=torch.bool)
         inside[units[1][:, None], units[0][None]] = True
@@ -266,15 +262,15 @@ def test_new_weights_are_drawn_as_pytorch_draws_them():
 def test_l1_comes_before_group_lasso():
     """B7: both act on a new unit's incoming weights, one after the other; on all others L1 alone."""
     net, _ = grown("mlp", [3, 2])
-    net.stand_in = new = NewUnits(net, [3, 2])
+    new = NewUnits(net, [3, 2])
     with torch.no_grad():
         new.weights[0][0] *= 3
     before = {name: p.detach().clone() for name, p in new.named_parameters()}
     for parameter in new.parameters():
         parameter.grad = torch.zeros_like(parameter)
     new.weights[1].grad = None  # as of something that the loss does not depend on
-    strategy = SimpleNamespace(model=net, optimizer=torch.optim.SGD(new.parameters(), lr=0.1))
-    proximal_step(strategy, l1=0.2, group_lasso=5.0)
+    optimizer = torch.optim.SGD(new.parameters(), lr=0.1)
+    proximal_step(optimizer, l1=0.2, group_lasso=5.0, incoming=new.incoming)
     found = dict(new.named_parameters())
     shrunk = before["weights.0"].sign() * (before["weights.0"].abs() - 0.02).clamp(min=0)
     norm = shrunk.norm(dim=1, keepdim=True)

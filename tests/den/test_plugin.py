@@ -26,7 +26,7 @@ class Watch(SupervisedPlugin):
         self.seen, self.steps, self.trained, self.losses = {}, [], {}, []
 
     def before_training_iteration(self, strategy, **kwargs):
-        step = strategy.den.step
+        step = strategy.den.phase.name
         if not self.steps or self.steps[-1] != step:
             self.steps.append(step)
             self.seen[step, "first"] = copy.deepcopy(strategy.model)
@@ -37,7 +37,7 @@ class Watch(SupervisedPlugin):
             assert self.fresh, "every phase starts with fresh state"
 
     def after_training_iteration(self, strategy, **kwargs):
-        self.seen[strategy.den.step, "last"] = copy.deepcopy(strategy.model)
+        self.seen[strategy.den.phase.name, "last"] = copy.deepcopy(strategy.model)
 
 
 def two_tasks(digits_split, **options):
@@ -130,7 +130,7 @@ class StopAfter(SupervisedPlugin):
         self.phases, self.epochs = phases, {}
 
     def after_training_epoch(self, strategy, **kwargs):
-        step = strategy.den.step
+        step = strategy.den.phase.name
         self.epochs[step] = self.epochs.get(step, 0) + 1
         if step in self.phases:
             strategy.stop_training()
@@ -331,7 +331,7 @@ def test_the_loss_shows_the_penalty_of_a_proximal_step(digits_split):
             self.before = float(strategy.loss.detach())
 
         def after_backward(self, strategy, **kwargs):
-            if strategy.den.step == "drift":
+            if strategy.den.phase.name == "drift":
                 pairs = zip(strategy.model.hidden, strategy.den.weights_before, strict=True)
                 squares = [
                     (own[tuple(map(slice, past.shape))] - past).square().sum()

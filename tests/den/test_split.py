@@ -204,13 +204,12 @@ def test_units_that_a_later_task_adds_are_not_connected_with_old_ones_of_a_split
         assert (layer.layer.weight[[0, 2], old[net.hidden.index(below)] * layer.positions :] == 0).all()
         assert (layer.layer.weight[units:, : 2 * layer.positions] != 0).any()
     assert (net.head_of(2).weight[:, : net.head_positions] == 0).all(), "nor is a head made after it"
-    net.stand_in = NewUnits(net, [3] * len(net.hidden))
+    net.put_in_place(NewUnits(net, [3] * len(net.hidden)))
     whole = net.head_weight(2) @ net.features(x, 2).T
     torch.testing.assert_close(net(x, 2), whole.T + net.head_of(2).bias, rtol=1e-4, atol=1e-5)
     perturb(net.stand_in.parameters())
     trained = net(x, 2)
-    net.stand_in.write_back()
-    net.stand_in = None
+    net.write_back()
     torch.testing.assert_close(net(x, 2), trained, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(net(x, label), first[label]) for label in (0, 1))
 
@@ -222,19 +221,14 @@ def test_selection_leaves_out_old_ones_of_a_split(kind):
     assert units == net.units_of(2)
     assert all({0, 2}.isdisjoint(own) for own in units)
     before = copies(net)
-    net.stand_in = Selected(net, [inputs, *units])
-    torch.testing.assert_close(net(x, 2), copy_without_part(net)(x, 2), rtol=1e-4, atol=1e-5)
+    whole = net(x, 2)
+    net.put_in_place(Selected(net, [inputs, *units]))
+    torch.testing.assert_close(net(x, 2), whole, rtol=1e-4, atol=1e-5)
     perturb(net.stand_in.parameters())
-    net.stand_in.write_back()
+    net.write_back()
     for layer, (weight, _) in zip(net.hidden, before, strict=True):
         assert torch.equal(layer.layer.weight[[0, 2]], weight[[0, 2]])
         assert not torch.equal(layer.layer.weight[1], weight[1])
-
-
-def copy_without_part(net):
-    other = copy.deepcopy(net)
-    other.stand_in = None
-    return other
 
 
 def test_all_that_the_newest_task_uses():
@@ -243,7 +237,8 @@ def test_all_that_the_newest_task_uses():
     net, x = split_once()
     before = copies(net)
     add_units(net, (1, 1))
-    whole, net.stand_in = net(x, 2), all_that_is_used(net)
+    whole = net(x, 2)
+    net.put_in_place(all_that_is_used(net))
     torch.testing.assert_close(net(x, 2), whole, rtol=1e-4, atol=1e-5)
     pulled = anchors(net, before)
     assert [tuple(past.shape) for _, past in pulled] == [(14, 64), (14,), (11, 14), (11,)]
@@ -297,15 +292,14 @@ class AtSplit(SupervisedPlugin):
 
     def _note(self, strategy, when):
         network = copy.deepcopy(strategy.model).eval()
-        if network.stand_in is not None:
-            network.stand_in.write_back()
-        self.logits[len(network.labels), strategy.den.step, when] = [
+        network.write_back()
+        self.logits[len(network.labels), strategy.den.phase.name, when] = [
             network(self.x, label).detach() for label in network.labels
         ]
 
     def before_training_iteration(self, strategy, **kwargs):
-        self.logits.setdefault((len(strategy.model.labels), strategy.den.step, "first"), None)
-        if self.logits[len(strategy.model.labels), strategy.den.step, "first"] is None:
+        self.logits.setdefault((len(strategy.model.labels), strategy.den.phase.name, "first"), None)
+        if self.logits[len(strategy.model.labels), strategy.den.phase.name, "first"] is None:
             self._note(strategy, "first")
 
     def after_training_iteration(self, strategy, **kwargs):
@@ -352,7 +346,7 @@ def test_an_evaluation_in_a_phase_sees_the_weights_of_that_phase(digits_split):
         moved = 0.0
 
         def after_training_epoch(self, strategy, **kwargs):
-            if strategy.den.step == "retraining":
+            if strategy.den.phase.name == "retraining":
                 strategy.eval(digits_split.test_stream[:1])
                 part = strategy.model.stand_in
                 own = strategy.model.hidden[0].block(part.units[1], part.units[0])[0]

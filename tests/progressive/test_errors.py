@@ -90,6 +90,7 @@ def test_a_plugin_or_network_that_two_strategies_share(digits_split):
 def test_several_processes(monkeypatch):
     strategy = build()
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="ProgressivePlugin does not serve distributed training"):
         strategy.progressive.before_training(strategy)
 
