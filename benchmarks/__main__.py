@@ -56,6 +56,8 @@ def report_results(arguments: Sequence[str], console: Console) -> int:
         text = f"print every row as {what} and write nothing"
         either.add_argument(f"--{form}", action="store_const", const=form, dest="form", help=text)
     options = parser.parse_args(arguments)
+    if options.results.exists() and not options.results.is_dir():
+        raise ValueError(f"--results must be a folder, got {options.results}")
     if options.form:
         return print_rows(options.results, options.form, Console(stderr=True))
     return report(options.results, out=options.out or options.results, console=console)

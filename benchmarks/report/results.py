@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,9 @@ from rich.console import Console
 from benchmarks.harness.experiment import Row, Run
 from benchmarks.harness.files import check_folder, write_atomically
 from benchmarks.harness.jobs import RESULTS, ROOT
-from benchmarks.harness.names import counted
+from benchmarks.harness.names import counted, did_you_mean
 from benchmarks.harness.registry import experiment_names, find_experiment
-from benchmarks.harness.stored import load_runs, made_of, rows_of, smoke_only
+from benchmarks.harness.stored import load_runs, made_of, rows_of, smoke_only, strangers
 from benchmarks.report.formats import COLUMNS, FORMS, cells, rich_table
 from benchmarks.report.readme import readme_with, summary
 from benchmarks.report.table import measured
@@ -99,8 +99,9 @@ def figure_name(name: str, scale: str) -> str:
 def report(results: Path, *, out: Path, console: Console) -> int:
     """Print every row, and write RESULTS.md and the figures into `out`; nothing where anything is wrong."""
     found = load_runs(results)
+    for line in remarks(results, found):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     if not found:
-        console.print(nothing_found(results), highlight=False)
         return 0
     check_folder(out, "--out")
     files: dict[Path, bytes] = {}
@@ -114,8 +115,6 @@ def report(results: Path, *, out: Path, console: Console) -> int:
         files[README] = readme_with(README, summary(every, RESULTS / "perf.json")).encode()
     for (name, scale), some in rows.items():
         console.print(rich_table(some, f"{name}, {scale} ({found[name, scale][0].data})"))
-    for name in smoke_only(results):
-        console.print(f"{name}: only smoke runs found, which are no results.", highlight=False)
     for path, content in files.items():
         write_atomically(path, content)
     figures = counted(len(found), "figure")
@@ -126,22 +125,27 @@ def report(results: Path, *, out: Path, console: Console) -> int:
 
 
 def print_rows(results: Path, form: str, console: Console) -> int:
-    """Print every row in one of `FORMS`, and write nothing; why there are none is said on `console`."""
+    """Print every row in one of `FORMS`, and write nothing; remarks go to `console`."""
     found = load_runs(results)
-    if not found:
-        console.print(nothing_found(results), highlight=False)
+    for line in remarks(results, found):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     print(FORMS[form]([row for runs in found.values() for row in rows_of(runs, results)]))
     return 0
 
 
-def nothing_found(results: Path) -> str:
-    """Say why there is nothing to report."""
-    if smoke := smoke_only(results):
-        return (
-            f"Only smoke runs found in {results} ({', '.join(smoke)}), which are no results; "
-            "`python -m benchmarks run NAME` makes some."
-        )
-    return f"No runs in {results}; `python -m benchmarks run NAME` makes some."
+def remarks(results: Path, found: Mapping[tuple[str, str], Sequence[Run]]) -> list[str]:
+    """Say what is in the folder and not in the report, or that nothing is."""
+    smoke = smoke_only(results)
+    names = experiment_names()
+    lines = [
+        f"{results / own} is left out: no experiment has that name{did_you_mean(own, names)}"
+        for own in strangers(results)
+    ]
+    if smoke:
+        lines.append(f"Only smoke runs found in {results} of {', '.join(smoke)}, which are no results.")
+    elif not found:
+        lines.append(f"No runs in {results}; `python -m benchmarks run NAME` makes some.")
+    return lines
 
 
 def _png(figure: Callable[[Sequence[Run]], Figure], runs: Sequence[Run]) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness.experiment import Context, Run
-from benchmarks.harness.registry import experiment_names, find_experiment
+from benchmarks.harness.registry import METHODS, experiment_names, find_experiment
 
 ROOT = Path(__file__).parents[2]
 PYTHON = (sys.executable, "-m", "benchmarks")
@@ -102,19 +102,21 @@ def test_a_missing_extra_is_named():
     assert 'rich is not installed: pip install -e ".[bench]"' in missing.stderr
 
 
-def test_every_experiment_runs_at_smoke_scale_and_reports(tmp_path):
-    # One process for all: importing Avalanche takes seconds.
+@pytest.mark.parametrize("method", METHODS)
+def test_every_experiment_runs_at_smoke_scale_and_reports(tmp_path, method):
+    names = [name for name in experiment_names() if name.startswith(f"{method}-")]
+    # One process for all of a method: importing Avalanche takes seconds.
     code = f"""
 import sys
 from benchmarks.__main__ import main
-for name in {experiment_names()!r}:
+for name in {names!r}:
     out = main(["run", name, "--scale", "smoke", "--seeds", "2", "--threads", "1", "--logdir", {str(tmp_path)!r}])
     assert out == 0, name
 sys.exit(0)
 """
     ran = python(code)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
-    for name in experiment_names():
+    for name in names:
         experiment = find_experiment(name)
         runs = [Run.load(path) for path in (tmp_path / "smoke" / name / "smoke").glob("*.json")]
         for arm in experiment.arm_names(experiment.scales["smoke"]):
@@ -124,6 +126,7 @@ sys.exit(0)
         experiment.figure(runs).savefig(tmp_path / f"{name}.png")
     report = command("report", "--json", "--results", tmp_path / "smoke")
     assert (report.returncode, json.loads(report.stdout)) == (0, [])  # smoke runs are no results
+    assert "Only smoke runs found" in report.stderr
 
 
 def test_the_demo_shows_ewc_keeping_what_plain_training_forgets(tmp_path):
@@ -237,17 +240,13 @@ def test_two_runs_in_one_folder_and_what_a_killed_one_leaves(tmp_path):
     first = started(*arguments)
     try:
         wait_for(lambda: len(list(unfinished.glob("*.pt"))) == 2, first)
-        for folders in (
-            (),
-            ("--out", tmp_path / "other"),
-            ("--logdir", tmp_path / "other", "--out", tmp_path / "smoke"),
-        ):
-            for more in ((), ("--resume",)):
-                second = command(*arguments, *folders, *more)
-                assert second.returncode == 2, second.stdout
-                assert f"is in use by process {first.pid} on " in second.stderr
-                assert "--out and --logdir" in second.stderr
-                assert len(second.stderr.splitlines()) == 1
+        other, shared = tmp_path / "other", tmp_path / "smoke"
+        for more in (("--resume",), ("--out", other), ("--logdir", other, "--out", shared)):
+            second = command(*arguments, *more)
+            assert second.returncode == 2, second.stdout
+            assert f"is in use by process {first.pid} on " in second.stderr
+            assert "--out and --logdir" in second.stderr
+            assert len(second.stderr.splitlines()) == 1
         assert first.poll() is None
         first.kill()
         first.communicate(timeout=60)
@@ -325,19 +324,20 @@ def test_perf_compares_every_alternative(tmp_path):
     assert (record["data"], record["threads"], record["rounds"]) == ("digits", 1, 1)
     lines = {(line["what"], line["against"]): line for line in record["lines"]}
     assert all(line["seconds"] > 0 for line in lines.values())
-    agents = 0
-    if importlib.util.find_spec("ale_py"):
-        agents = 4 if importlib.util.find_spec("stable_baselines3") else 2
-    assert ("stable-baselines3 is not installed" in ran.stdout) == (agents == 2)
+    compared = bool(importlib.util.find_spec("ale_py") and importlib.util.find_spec("stable_baselines3"))
+    assert compared != ("not installed" in ran.stdout)
+    assert compared == any("stable-baselines3" in against for _, against in lines)
     bare = lines["epoch, bare PyTorch loop", ""]["seconds"]
     ours = lines["epoch, ours", "bare loop"]
     assert ours["ratio"] == pytest.approx(ours["seconds"] / bare)
-    assert ours["met"] == (ours["ratio"] <= 1.8)
-    assert len([line for line in lines.values() if line["target"]]) == 18 + agents
+    targets = [line for line in lines.values() if line["target"]]
+    assert {line["target"] for line in targets} >= {"<= 1.8", ">= 5", ">= 20"}
+    for line in targets:
+        sign, bound = line["target"].split()
+        assert line["met"] == (line["ratio"] <= float(bound) if sign == "<=" else line["ratio"] >= float(bound))
     doubled = lines["step on real and replayed batch, bare", "without"]
     plain = lines["step without replay, bare", ""]
     assert doubled["ratio"] == pytest.approx(doubled["seconds"] / plain["seconds"])
-    assert doubled["ratio"] > 1, "it does more"
     assert "epoch, ours" in ran.stdout
     task = "DEN, a task of den-mnist-variation, one thread"
     selective, full = (
