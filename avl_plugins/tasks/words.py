@@ -1,4 +1,4 @@
-"""Names of arguments: old ones that still work for one release, and a `repr` of what was set apart from the defaults."""
+"""Old names of arguments, which still work for one release; a `repr` of what was set apart from the defaults."""
 
 import functools
 import inspect

@@ -4,7 +4,9 @@ import inspect
 import warnings
 
 import pytest
+from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
+from silent import Silent
 from torch import nn, optim
 
 from avl_plugins.tasks.words import renamed, repr_of_arguments
@@ -26,7 +28,7 @@ class Strategy(SupervisedTemplate):
 
     def __init__(self, *, model, optimizer, answers="hard", **kwargs):
         self.answers = answers
-        super().__init__(model=model, optimizer=optimizer, evaluator=None, **kwargs)
+        super().__init__(model=model, optimizer=optimizer, evaluator=EvaluationPlugin(loggers=[Silent()]), **kwargs)
 
 
 def test_old_words_are_new_ones_with_a_warning():
