@@ -189,6 +189,17 @@ def test_the_cache_is_bounded():
     assert data.reads == before + 20 + 256
 
 
+@pytest.mark.parametrize("short", [0, 1])
+def test_data_that_do_not_fit_are_left_to_avalanches_loader(short, caplog):
+    _, benchmark = _picture_benchmark()
+    plugin = InMemoryLoaderPlugin(cache_bytes=20 * (64 * 4 + 8) - short)
+    ours = run(benchmark, plugin)
+    assert_same(ours, run(benchmark))
+    assert (TensorLoader in ours[0].loaders) == (not short)
+    assert caplog.text.count("take more than the cache_bytes") == short
+    assert sum(column.nbytes for columns, _ in plugin._cache.values() for column in columns) <= plugin.cache_bytes
+
+
 class ResumableNaive(Resumable, Naive):
     pass
 
