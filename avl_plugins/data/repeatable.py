@@ -30,20 +30,25 @@ def repeatable_columns(dataset: Any, parts: list[Part], *, limit: float = inf) -
         NotServed: The samples are random, or take more bytes.
         ValueError: They do not form one batch.
     """
-    random_samples = NotServed("the data set's transforms are random, and one draw of them would be frozen")
     samples = bare_samples(dataset)
     chunks = torch.from_numpy(np.linspace(0, len(samples) - 1, _READINGS).astype(np.int64)).split(_CHUNK)
     with random_state_kept() as moved:
-        first = []
-        for rows in chunks:
-            first.append(collate([samples[row] for row in rows.tolist()]))
-            if moved():
-                raise random_samples
-            if sum(column[0].nbytes for column in first[0]) * len(samples) > limit:
-                raise NotServed("the data set's samples take more than the cache_bytes of InMemoryLoaderPlugin")
+
+        def same(one: Columns, other: Columns) -> Columns:
+            if moved() or not _equal(one, other):
+                raise NotServed("the data set's transforms are random, and one draw of them would be frozen")
+            return one
+
+        def read(rows: Tensor) -> Columns:
+            return collate([samples[row] for row in rows.tolist()])
+
+        first = same(read(chunks[0]), read(chunks[0]))  # before the rest is read for nothing
+        if sum(column[0].nbytes for column in first) * len(samples) > limit:
+            raise NotServed("the data set's samples take more than the cache_bytes of InMemoryLoaderPlugin")
+        drawn = [first, *map(read, chunks[1:])]
         columns = sample_columns(dataset, parts)
-        if moved() or not all(_equal(one, select(columns, rows)) for one, rows in zip(first, chunks, strict=True)):
-            raise random_samples
+        for rows, one in zip(chunks, drawn, strict=True):
+            same(one, select(columns, rows))
     return columns
 
 
