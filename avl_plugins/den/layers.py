@@ -1,5 +1,6 @@
 """Hidden layers that grow, each unit with the stamp of the task that made it."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,8 +45,8 @@ class GrowingLayer(nn.Module):
             task: Its number, from 1.
             stamps: Leave out units that later tasks made.
         """
-        both = enumerate(zip(self.stamps, self.splits, strict=True))
-        return [unit for unit, (made, split) in both if (made <= task or not stamps) and not 0 < split <= task]
+        made = range(self.units if not stamps else bisect_right(self.stamps, task))
+        return [unit for unit in made if not 0 < self.splits[unit] <= task] if any(self.splits) else [*made]
 
     def split_units(self) -> Tensor:
         """Return the numbers of the units that have been split: the old ones, not their copies."""

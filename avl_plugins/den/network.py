@@ -1,5 +1,6 @@
 """Dynamically expandable networks: layers that grow, a head for each task, and inference by time stamps."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -220,9 +221,9 @@ class DynamicallyExpandableNetwork(TaskNetwork):
 
         Without stamps a task uses units that were made after its head, which does not read them.
         """
-        head, units = self.head_of(label), self.units_of(label)[-1]
-        known = head.in_features // self.head_positions
-        return take(head.weight, 1, [unit for unit in units if unit < known], self.head_positions).contiguous()
+        head, units = self.head_of(label), self.hidden[-1].units_of(self.index_of(label) + 1, stamps=self.use_stamps)
+        known = bisect_left(units, head.in_features // self.head_positions)
+        return take(head.weight, 1, units[:known], self.head_positions).contiguous()
 
     def to_single_task(self, label: int) -> nn.Sequential:
         """Return what one task needs as a plain module, x -> logits, in evaluation mode; a copy."""
