@@ -91,9 +91,11 @@ STRATEGIES = {
         ProgressiveNetwork(nn.Sequential(nn.Linear(3, 8), nn.Tanh())), plugins=[ProgressivePlugin()]
     ),
     "recognition": lambda: dqn(
-        TaskGains(mlp(2)), plugins=[recognition(), EWCPlugin(ewc_lambda=1.0, revisits="replace")], learning_starts=4
+        TaskGains(mlp(2)),
+        plugins=[recognition(), EWCPlugin(ewc_lambda=1.0, likelihood="categorical", revisits="replace")],
+        learning_starts=4,
     ),
-    "dqn": lambda: dqn(TaskGains(mlp(2)), plugins=[EWCPlugin(ewc_lambda=1.0)]),
+    "dqn": lambda: dqn(TaskGains(mlp(2)), plugins=[EWCPlugin(ewc_lambda=1.0, likelihood="categorical")]),
     # Labels that are requested in an epoch's last rollout, and taken up in the next epoch's first.
     "requested": lambda: actor_critic(
         TaskGains(mlp(3)),
