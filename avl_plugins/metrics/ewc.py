@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -146,13 +147,14 @@ class FisherOverlap(_AfterTask):
         return figure
 
     def matrices(self) -> dict[str, list[list[float]]]:
-        """Overlap of tasks i and j by layer."""
+        """Overlap of tasks i and j by layer; NaN where the Fisher of either task is zero everywhere."""
         first = self.fishers[0]
         shared = [n for n in first if all(n in f and f[n].shape == first[n].shape for f in self.fishers)]
         tasks = [{n: f[n] for n in shared} for f in self.fishers]
         overlaps = [[fisher_overlap(one, other) for other in tasks] for one in tasks]
-        layers = [layer for layer in overlaps[0][0] if all(layer in o for row in overlaps for o in row)]
-        return {layer: [[o[layer] for o in row] for row in overlaps] for layer in layers}
+        found = [o for row in overlaps for o in row if o]
+        layers = [layer for layer in found[0] if all(layer in o for o in found)] if found else []
+        return {layer: [[o.get(layer, math.nan) for o in row] for row in overlaps] for layer in layers}
 
     def after_task(self, strategy: Any, importances: dict[str, Tensor]) -> list[MetricValue] | None:
         """Keep the task's Fisher and log the figure."""
