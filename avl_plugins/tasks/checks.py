@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["check_criterion", "check_loss", "experience_name", "refuse_empty"]
+__all__ = [
+    "check_criterion",
+    "check_loss",
+    "experience_name",
+    "note_strategy",
+    "refuse_distributed",
+    "refuse_empty",
+    "refuse_second_strategy",
+]
 
 
 def experience_name(strategy: Any) -> str:
@@ -24,6 +35,46 @@ def refuse_empty(strategy: Any, method: str) -> None:
     dataset = getattr(strategy.experience, "dataset", None)
     if dataset is not None and len(dataset) == 0:
         raise ValueError(f"{experience_name(strategy)} is empty: {method} has nothing to learn from; leave it out")
+
+
+def refuse_distributed(method: str) -> None:
+    """Refuse a run of several processes, in `before_training`: what a method draws and computes is each one's own.
+
+    Raises:
+        ValueError: There is more than one process.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    if (processes := torch.distributed.get_world_size()) > 1:
+        raise ValueError(
+            f"{method} does not serve distributed runs, and this is one of {processes} processes: what each draws and "
+            "measures would be its own, so that their parameters drift apart. Train in one process"
+        )
+
+
+_SERVED: weakref.WeakKeyDictionary[Any, weakref.ref] = weakref.WeakKeyDictionary()  # not pickled with the plugin
+
+
+def refuse_second_strategy(plugin: Any, strategy: Any) -> None:
+    """Refuse a plugin that serves another strategy, in `before_training`; see `note_strategy`.
+
+    Raises:
+        ValueError: The other one is still there.
+    """
+    served = _SERVED.get(plugin)
+    if served is None or served() in (None, strategy):
+        return
+    gc.collect()  # nobody may have kept it but cycles
+    if served() is not None:
+        raise ValueError(
+            f"this {type(plugin).__name__} already serves another strategy, whose tasks it would take for those of "
+            f"this {type(strategy).__name__}: make one for each (load_state_dict gives a new one what another knows)"
+        )
+
+
+def note_strategy(plugin: Any, strategy: Any) -> None:
+    """Note that a plugin serves a strategy, once all is checked; neither is kept alive by it."""
+    _SERVED[plugin] = weakref.ref(strategy)
 
 
 def check_criterion(strategy: Any, method: str) -> None:
