@@ -1,9 +1,9 @@
 """The papers' experiments from the command line.
 
-python -m benchmarks list [-v]       experiments, their arms, and the minutes they take
+python -m benchmarks list [-v]       experiments, their arms, and the time they take
 python -m benchmarks demo            EWC against plain training on permuted digits, in about a minute
 python -m benchmarks run NAME        run an experiment; `run NAME --help` shows its settings
-python -m benchmarks report          make RESULTS.md and the figures from all runs; --json prints every row
+python -m benchmarks report          make RESULTS.md and the figures from all runs; --json, --csv and --latex print rows
 python -m benchmarks perf            speed, ours against Avalanche's and a bare PyTorch loop
 """
 
@@ -23,49 +23,50 @@ BENCH = {"joblib", "matplotlib", "rich", "scipy", "sklearn", "tyro"}
 
 
 def list_experiments(arguments: Sequence[str], console: Console) -> int:
-    """Experiments with arms and estimated minutes."""
-    from rich.table import Table
-
-    from benchmarks.harness.experiment import SCALES
+    """Experiments with arms and estimated times."""
+    from benchmarks.harness.listing import entry
     from benchmarks.harness.registry import experiment_names, find_experiment
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks list", description="List the experiments.")
     parser.add_argument("-v", "--verbose", action="store_true", help="also what each does and how it departs")
     options = parser.parse_args(arguments)
-    table = Table(caption="Minutes: of one core, all arms of one seed.", caption_justify="left")
-    for column in ("name", "what", "data", "arms", *SCALES):
-        table.add_column(column, justify="right" if column in SCALES else "left", overflow="fold")
-    experiments = [find_experiment(name) for name in experiment_names()]
-    for one in experiments:
-        arms = ", ".join(one.arm_names(one.scales["cpu"]))
-        table.add_row(one.name, one.title, one.data, arms, *(f"{one.minutes[scale]:g}" for scale in SCALES))
-    console.print(table)
-    if options.verbose:
-        for one in experiments:
-            console.print(f"\n[bold]{one.name}[/bold]\n", highlight=False)
-            console.print(one.description, markup=False, highlight=False)
+    for experiment in map(find_experiment, experiment_names()):
+        console.print(entry(experiment), markup=False, highlight=False, soft_wrap=True)
+        if options.verbose:
+            console.print(f"\n{experiment.description}\n", markup=False, highlight=False)
+    console.print("\nTimes are estimates for one core, all arms of one seed.", highlight=False)
     return 0
 
 
 def report_results(arguments: Sequence[str], console: Console) -> int:
-    """RESULTS.md and figures, or rows as JSON."""
+    """RESULTS.md and figures, or rows as JSON, CSV or LaTeX."""
+    from rich.console import Console
+
     from benchmarks.harness.jobs import RESULTS
-    from benchmarks.report.results import report
+    from benchmarks.report.formats import FORMS
+    from benchmarks.report.results import print_rows, report
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks report", description="Make RESULTS.md and the figures from the stored runs."
     )
-    parser.add_argument("--json", action="store_true", help="print every row as JSON and write nothing")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs (default: %(default)s)")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--out", type=Path, help="folder for RESULTS.md and the figures; by default that of the runs")
+    for form, what in zip(FORMS, ("JSON", "CSV", "LaTeX tables (booktabs)"), strict=True):
+        text = f"print every row as {what} and write nothing"
+        either.add_argument(f"--{form}", action="store_const", const=form, dest="form", help=text)
     options = parser.parse_args(arguments)
-    return report(options.results, as_json=options.json, console=console)
+    if options.form:
+        return print_rows(options.results, options.form, Console(stderr=True))
+    return report(options.results, out=options.out or options.results, console=console)
 
 
 def run_experiment(arguments: Sequence[str], console: Console) -> int:
     """Run an experiment."""
     from benchmarks.harness.run import run
+    from benchmarks.report.formats import rich_table
 
-    return run(arguments, console)
+    return run(arguments, console, rich_table)
 
 
 def run_demo(arguments: Sequence[str], console: Console) -> int:
@@ -77,9 +78,9 @@ def run_demo(arguments: Sequence[str], console: Console) -> int:
 
 def run_perf(arguments: Sequence[str], console: Console) -> int:
     """Speed."""
-    from benchmarks.perf.ewc import main
+    from benchmarks.perf.__main__ import main
 
-    return main(list(arguments)) or 0
+    return main(arguments, console)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], int]] = {
@@ -93,20 +94,25 @@ COMMANDS: dict[str, Callable[[Sequence[str], Console], int]] = {
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status (1: a job failed, 2: wrong use, 130: interrupted)."""
-    if not arguments or arguments[0] not in COMMANDS:
-        asked = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(__doc__, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__, file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
     try:
         from rich.console import Console
 
         from benchmarks.harness.jobs import Refused
+        from benchmarks.harness.names import no_such
 
-        width = None if sys.stdout.isatty() else 160
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
         try:
+            if arguments[0] not in COMMANDS:
+                raise no_such("command", arguments[0], COMMANDS)
             return COMMANDS[arguments[0]](arguments[1:], Console(width=width))
-        except (Refused, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
+        except BrokenPipeError:
+            raise
+        except (Refused, ValueError, OSError) as error:
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
             return 2
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]

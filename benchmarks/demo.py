@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from benchmarks.harness.files import check_folder, remove_events
 
 TASKS = 5
 EPOCHS = 15
@@ -36,6 +37,7 @@ def demo(arguments: Sequence[str], console: Console) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     logdir = options.logdir / "demo"
+    check_folder(logdir, "--logdir")
 
     agents = AGENTS if find_spec("gymnasium") else {}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -92,7 +94,7 @@ def train(ewc_lambda: float | None, seed: int, logdir: Path, advance: Callable[[
 
     torch.set_num_threads(1)  # the fastest for a model this small, and the same numbers everywhere
     torch.manual_seed(seed)
-    shutil.rmtree(logdir, ignore_errors=True)  # else TensorBoard would draw an earlier demonstration over this one
+    remove_events(logdir)
     benchmark = permuted(digits(), TASKS, seed=seed)
     model = nn.Sequential(
         *(nn.Linear(64, WIDTH), nn.ReLU(), nn.Dropout()),
@@ -175,7 +177,7 @@ def train_agent(arm: str, seed: int, logdir: Path, advance: Callable[[int, int, 
     from benchmarks.harness.registry import find_experiment
 
     torch.set_num_threads(1)
-    shutil.rmtree(logdir, ignore_errors=True)
+    remove_events(logdir)
     experiment = find_experiment("rl-classic")
     settings = replace(experiment.scales["cpu"], steps=AGENT_STEPS)
     found = experiment.measure(settings, arm, seed, Context(logdir=logdir, progress=advance))

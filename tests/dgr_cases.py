@@ -1,10 +1,13 @@
 """Runs of Deep Generative Replay for the tests: small solvers and generators, and a strategy."""
 
 import torch
+from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import make_avalanche_dataset
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
 from silent import Silent
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from avl_plugins import DGR, VAE, WGANGP
 from avl_plugins.dgr.networks import mlp_critic, mlp_decoder, mlp_encoder
@@ -70,3 +73,18 @@ def build(model=None, strategy=DGR, plugins=(), epochs=1, metrics=None, **option
         evaluator=EvaluationPlugin(metrics or accuracy_metrics(epoch=True, stream=True), loggers=[Silent()]),
         **options,
     )
+
+
+def stream_of(*columns):
+    """Experiences without task labels of these inputs, or (inputs, targets)."""
+    pairs = [c if isinstance(c, tuple) else (c, torch.arange(len(c)) % 10) for c in columns]
+    return benchmark_from_datasets(train=[make_avalanche_dataset(TensorDataset(*pair)) for pair in pairs]).train_stream
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(before, module):
+    """Whether a module has these weights still."""
+    return all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

@@ -94,3 +94,15 @@ def test_agents_play_there(make):
     assert {p.device.type for p in strategy.model.parameters()} == {"cuda"}
     assert all(torch.isfinite(p).all() for p in strategy.model.parameters())
     assert devices(list(strategy.optimizer.state.values())) == {"cuda"}
+
+
+@pytest.mark.parametrize("make", [rl_cases.actor_critic, rl_cases.dqn])
+def test_agents_go_on_there_from_a_file_of_a_cpu(make, tmp_path):
+    benchmark = rl_cases.two_tasks()
+    strategy, other = make(), make(device="cuda")
+    strategy.train(benchmark.train_stream[0])
+    save_checkpoint(strategy, tmp_path / "file")
+    assert load_checkpoint(other, tmp_path / "file") == 1
+    other.train(benchmark.train_stream[1])
+    assert other.steps == 96
+    assert devices(other.state_dict().get("buffers", {})) <= {"cpu"}, "buffers stay in the host's memory"

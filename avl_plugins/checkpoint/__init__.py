@@ -1,6 +1,20 @@
 """Saving a strategy and going on from there, also in the middle of an experience."""
 
-from avl_plugins.checkpoint.file import load_checkpoint, save_checkpoint
-from avl_plugins.checkpoint.resume import CheckpointEvery, Resumable, phase
+from typing import TYPE_CHECKING
 
-__all__ = ["CheckpointEvery", "Resumable", "load_checkpoint", "phase", "save_checkpoint"]
+from avl_plugins._lazy import lazily
+
+if TYPE_CHECKING:
+    from avl_plugins.checkpoint.file import load_checkpoint as load_checkpoint
+    from avl_plugins.checkpoint.file import save_checkpoint as save_checkpoint
+    from avl_plugins.checkpoint.resume import CheckpointEvery as CheckpointEvery
+    from avl_plugins.checkpoint.resume import Resumable as Resumable
+    from avl_plugins.checkpoint.resume import phase as phase
+
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "file": ["load_checkpoint", "save_checkpoint"],
+        "resume": ["CheckpointEvery", "Resumable", "phase"],
+    },
+)

@@ -83,6 +83,8 @@ def to_plain(value: Any, where: str) -> Any:
     if isinstance(value, (Figure, Image)):
         return {KIND: "png", "value": _png(value)}
     if isinstance(value, TensorImage):
+        if getattr(value, "png", None) is not None:  # a figure's Picture, of avl_plugins.metrics
+            return {KIND: "png", "value": torch.frombuffer(bytearray(value.png), dtype=torch.uint8)}
         return {KIND: "image", "value": to_plain(value.image, where)}
     if isinstance(value, AlternativeValues):
         return {KIND: "alternatives", "items": [to_plain(v, where) for v in value.alternatives]}

@@ -16,6 +16,7 @@ from avalanche.training.plugins.clock import Clock
 from avalanche.training.supervised import Cumulative
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.templates.base_sgd import PeriodicEval
+from avalanche.training.utils import trigger_plugins
 from torch import nn
 
 from avl_plugins.checkpoint.model_state import (
@@ -64,6 +65,8 @@ def capture(strategy: Any) -> dict[str, Any]:
 def restore(strategy: Any, plain: dict[str, Any], device: torch.device | None = None) -> None:
     """Put the captured state into `strategy`, which has been built as the captured one was.
 
+    `restored(strategy)` is then called on the plugins that have such a method.
+
     Args:
         strategy: The strategy to fill; its model and optimizer grow to the captured shapes.
         plain: What `capture` returned.
@@ -88,6 +91,7 @@ def restore(strategy: Any, plain: dict[str, Any], device: torch.device | None = 
     strategy._stop_training = plain["stop_training"]
     if hasattr(strategy, "progress"):
         strategy.progress = from_plain(plain["progress"])
+    trigger_plugins(strategy, "restored")
 
 
 def restore_past_data(strategy: Any, plain: dict[str, Any]) -> None:

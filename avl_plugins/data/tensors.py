@@ -23,6 +23,8 @@ from avalanche.benchmarks.utils.transforms import TupleTransform
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset, default_collate
 
+from avl_plugins.tasks.arguments import check_count
+
 Columns = tuple[Tensor, ...]
 _CHUNK = 512
 
@@ -44,7 +46,7 @@ def dataset_tensors(dataset: Any) -> Columns:
     """Return the columns of a data set: what one batch of all its samples, in order, would hold.
 
     Args:
-        dataset: A data set of (x, y, ...) samples. Of an Avalanche data set the current transform group is used, and
+        dataset: a data set of (x, y, ...) samples. Of an Avalanche data set the current transform group is used, and
             columns for its per-sample attributes (task labels) follow, as in Avalanche's batches: (x, y, t).
 
     Returns:
@@ -66,36 +68,35 @@ def batches_in_memory(dataset: Any, batch_size: int | None = None) -> Iterator[A
     can pass over samples without reading them.
 
     Args:
-        dataset: An experience's data set.
-        batch_size: Samples per batch; the last one may be smaller. None: 1000, or fewer where a batch of them would
+        dataset: an experience's data set.
+        batch_size: samples per batch; the last one may be smaller. None: 1000, or fewer where a batch of them would
             hold more than 2**25 numbers; 256 for a data set with a `collate_fn`, which may pad.
 
     Raises:
         ValueError: ``batch_size`` is not positive, the data set is empty or its samples do not form batches.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_count("batch_size", batch_size, none="a size that suits the samples")
     if len(dataset) == 0:
         raise ValueError("the data set is empty: there is nothing to put in a batch")
     if isinstance(dataset, AvalancheDataset):
         dataset = dataset.eval()
     rows = torch.arange(len(dataset))
-    collate = getattr(dataset, "collate_fn", default_collate)
-    if collate is not default_collate:
-        return (collate([dataset[i] for i in part.tolist()]) for part in rows.split(batch_size or 256))
+    collate_fn = getattr(dataset, "collate_fn", default_collate)
+    if collate_fn is not default_collate:
+        return (collate_fn([dataset[i] for i in part.tolist()]) for part in rows.split(batch_size or 256))
     parts = dataset_parts(dataset)
     if keeps_tensors(parts):
         return Batches(batch_reader(dataset, parts), rows, batch_size)
-    return Batches(lambda rows: _collate([dataset[i] for i in rows.tolist()]), rows, batch_size)
+    return Batches(lambda rows: collate([dataset[i] for i in rows.tolist()]), rows, batch_size)
 
 
 class Batches(Iterator[Columns]):
     """Batches of the samples at some positions of a data set, each read when its turn comes.
 
     Args:
-        read: A function from a vector of positions to the columns of these samples.
-        rows: The positions, (N,) int64.
-        batch_size: Samples per batch; None: as `batches_in_memory` says.
+        read: a function from a vector of positions to the columns of these samples.
+        rows: the positions, (N,) int64.
+        batch_size: samples per batch; None: as `batches_in_memory` says.
     """
 
     def __init__(self, read: Callable[[Tensor], Columns], rows: Tensor, batch_size: int | None) -> None:
@@ -124,9 +125,9 @@ def batch_reader(dataset: Any, parts: list[Part], *, ahead_bytes: int = 0) -> Ca
     """Return a function from positions in a data set that keeps tensors to the columns of these samples.
 
     Args:
-        dataset: The data set.
-        parts: Its parts, as `dataset_parts` gives them.
-        ahead_bytes: What a leaf's `gather` computes is computed now if it takes no more than this.
+        dataset: the data set.
+        parts: its parts, as `dataset_parts` gives them.
+        ahead_bytes: what a leaf's `gather` computes is computed now if it takes no more than this.
     """
     attributes = attribute_columns(dataset)
     if len(parts) == 1 and not parts[0].transforms:
@@ -164,9 +165,9 @@ def keeps_tensors(parts: list[Part]) -> bool:
 def sample_columns(dataset: Any, parts: list[Part]) -> Columns:
     """Return the columns of the samples themselves, without Avalanche's attributes."""
     if not keeps_tensors(parts):
-        samples = dataset._flat_data if isinstance(dataset, AvalancheDataset) else dataset
+        samples = bare_samples(dataset)
         starts = range(0, len(samples), _CHUNK)
-        chunks = [_collate([samples[i] for i in range(start, min(start + _CHUNK, len(samples)))]) for start in starts]
+        chunks = [collate([samples[i] for i in range(start, min(start + _CHUNK, len(samples)))]) for start in starts]
         return _by_column(chunks, torch.cat)
     gathered = [_gather(part) for part in parts]
     if len(parts) == 1:
@@ -177,6 +178,22 @@ def sample_columns(dataset: Any, parts: list[Part]) -> Columns:
     return _by_column(gathered, lambda columns: torch.cat(columns)[places.argsort()])
 
 
+def bare_samples(dataset: Any) -> Any:
+    """Return the samples of a data set without Avalanche's attributes, as something to be indexed."""
+    return dataset._flat_data if isinstance(dataset, AvalancheDataset) else dataset
+
+
+def collate(samples: list[Any]) -> Columns:
+    """Return the columns of one batch of samples; a ValueError says that they do not form one."""
+    try:
+        columns = default_collate(samples)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"samples of the data set do not form a batch: {error}") from error
+    if not isinstance(columns, list | tuple) or not all(isinstance(column, Tensor) for column in columns):
+        raise ValueError("samples must be (x, y, ...) tuples of tensors, arrays or numbers to be batched in memory")
+    return tuple(columns)
+
+
 def attribute_columns(dataset: Any) -> Columns:
     """Return a column for each attribute that Avalanche appends to its samples (task labels, above all)."""
     columns = []
@@ -184,9 +201,10 @@ def attribute_columns(dataset: Any) -> Columns:
         for attribute in dataset._data_attributes.values():
             if attribute.use_in_getitem:
                 if isinstance(attribute.data, ConstantSequence):
-                    columns.append(default_collate([attribute[0]]).expand(len(attribute)).contiguous())
+                    (column,) = collate([(attribute[0],)])
+                    columns.append(column.expand(len(attribute)).contiguous())
                 else:
-                    columns.append(default_collate(list(attribute)))
+                    columns += collate([(value,) for value in attribute])
     return tuple(columns)
 
 
@@ -247,16 +265,6 @@ def _map_labels(part: Part, mapping: Callable, labels: Tensor) -> Tensor:
     # Leaves of our own kind give their labels as numbers, a TensorDataset as 0-d tensors.
     samples = list(values) if type(part.leaf) is TensorDataset else values.tolist()
     return default_collate([mapping(sample) for sample in samples])[inverse]
-
-
-def _collate(samples: list[Any]) -> Columns:
-    try:
-        columns = default_collate(samples)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"samples of the data set do not form a batch: {error}") from error
-    if not isinstance(columns, list | tuple) or not all(isinstance(column, Tensor) for column in columns):
-        raise ValueError("samples must be (x, y, ...) tuples of tensors, arrays or numbers to be batched in memory")
-    return tuple(columns)
 
 
 def _by_column(chunks: list[Columns], join: Callable[[list[Tensor]], Tensor]) -> Columns:

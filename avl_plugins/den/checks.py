@@ -1,15 +1,21 @@
 """Where `DENPlugin` cannot be used, said before anything is trained."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from avalanche.benchmarks import OnlineCLExperience
 from avalanche.training.plugins import EarlyStoppingPlugin
 from avalanche.training.supervised import Cumulative, JointTraining
 
+from avl_plugins.den.loss import mean_loss
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.growth.preconditioner import inverse_preconditioner
+from avl_plugins.tasks.checks import check_criterion, refuse_distributed, refuse_empty
+from avl_plugins.tasks.labels import experience_classes, experience_labels
+from avl_plugins.tasks.owners import refuse_shared
 
-__all__ = ["check_use", "each_layer"]
+__all__ = ["check_experience", "check_use", "each_layer", "loss_before_expansion"]
 
 _KEEP_STATE = {
     "AGEMPlugin",
@@ -32,12 +38,17 @@ def check_use(strategy: Any, plugin: Any) -> None:
     if not isinstance(strategy.model, DynamicallyExpandableNetwork):
         raise TypeError(
             f"DENPlugin trains a DynamicallyExpandableNetwork, and the model is a {type(strategy.model).__name__}; "
-            "pass model=DynamicallyExpandableNetwork(nn.Sequential(...)) with the layers before the output head"
+            "pass model=DynamicallyExpandableNetwork(nn.Sequential(...)) with the layers before the output head, not "
+            "inside DataParallel or torch.compile"
         )
     if isinstance(strategy, JointTraining | Cumulative):
         raise ValueError(
             f"{type(strategy).__name__} trains on several tasks at once, and DENPlugin on one after the other"
         )
+    refuse_distributed("DENPlugin")
+    check_criterion(strategy, "DENPlugin")
+    refuse_shared(strategy, "DENPlugin", plugin=plugin)
+    refuse_shared(strategy, "DENPlugin", model=strategy.model, gone=False)
     names = {kind.__name__ for other in strategy.plugins for kind in type(other).__mro__}
     if found := sorted(names & _KEEP_STATE):
         raise ValueError(
@@ -54,9 +65,59 @@ def check_use(strategy: Any, plugin: Any) -> None:
     layers = len(strategy.model.layers)
     for name, count in (("expand_by", plugin.expand_by), ("max_splits", plugin.max_splits)):
         if len(each_layer(count, layers)) != layers:
-            raise ValueError(f"{name}: expected one number or {layers}, one for each hidden layer, got {count}")
+            raise ValueError(f"{name} must be one number or {layers}, one for each hidden layer, got {count}")
     if plugin.drift_step == "proximal":
         inverse_preconditioner(strategy.optimizer, option="drift_step")
+
+
+def check_experience(strategy: Any, validation_stream: Sequence[Any] | None) -> None:
+    """Refuse experiences on which a task's phases cannot run one after the other.
+
+    Raises:
+        ValueError: If it is empty or a part of an online stream, or its validation data are not there, empty, or of
+            another task.
+    """
+    experience: Any = strategy.experience
+    refuse_empty(strategy, "DENPlugin")
+    if isinstance(experience, OnlineCLExperience):
+        raise ValueError(
+            "DENPlugin goes over the data of a task again and again (retraining, expansion, split), which an online "
+            "stream does not allow: train on the experiences that it was split from"
+        )
+    if validation_stream is None:
+        return
+    number = experience.current_experience
+    if number >= len(validation_stream):
+        raise ValueError(
+            f"validation_stream must have an experience for each that is trained on, got {len(validation_stream)}, and "
+            f"this is experience {number}"
+        )
+    own = validation_stream[number]
+    if len(own.dataset) == 0:
+        raise ValueError(f"validation_stream: its experience {number} is empty")
+    if experience_labels(own) != experience_labels(experience):
+        raise ValueError(
+            f"validation_stream: its experience {number} has the task labels {experience_labels(own)}, the one that is "
+            f"trained on {experience_labels(experience)}"
+        )
+    if max(experience_classes(own)) > max(experience_classes(experience)):
+        raise ValueError(f"validation_stream: its experience {number} has classes that the one trained on has not")
+
+
+def loss_before_expansion(plugin: Any, strategy: Any) -> float:
+    """Return what tau is compared with: the newest task's mean loss on its validation data, or on its training data.
+
+    Raises:
+        ValueError: It is NaN or infinite.
+    """
+    what, experience = "the experience", strategy.experience
+    if plugin.validation_stream is not None:
+        what, experience = "validation_stream", plugin.validation_stream[experience.current_experience]
+    label = strategy.model.newest
+    loss = mean_loss(strategy, label, experience.dataset.eval())
+    if not math.isfinite(loss):
+        raise ValueError(f"{what}: the loss of task {label} on it is {loss:g}; clean it, or lower the learning rate")
+    return loss
 
 
 def each_layer(count: int | Sequence[int] | None, layers: int) -> list[Any]:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from avl_plugins.den.stand_in import Selected
 from avl_plugins.growth.preconditioner import inverse_preconditioner
+from avl_plugins.tasks.arguments import check_number
 
 __all__ = ["Anchor", "Before", "anchors", "drift_penalty", "pull_back_"]
 
@@ -25,8 +25,8 @@ def anchors(network: Any, before: Before) -> list[Anchor]:
         network: A `DynamicallyExpandableNetwork`, as a whole or with a selected part in its place.
         before: Its weights and biases.
     """
-    if isinstance(network.stand_in, Selected):
-        return network.stand_in.anchors(before)
+    if network.stand_in is not None:
+        return network.stand_in.anchors(network, before)
     found = []
     for layer, (weight, bias) in zip(network.hidden, before, strict=True):
         found.append((layer.layer.weight, weight))
@@ -60,8 +60,9 @@ def pull_back_(anchored: Sequence[Anchor], optimizer: Optimizer, drift_lambda: f
         drift_lambda: lambda.
 
     Raises:
-        ValueError: If the optimizer is another one, or it maximises.
+        ValueError: If the optimizer is another one, or it maximises, or lambda is negative or not finite.
     """
+    check_number("drift_lambda", drift_lambda, low=0)
     inverse = inverse_preconditioner(optimizer, option="drift_step")
     past_of = {id(parameter): past for parameter, past in anchored}
     for group in optimizer.param_groups:

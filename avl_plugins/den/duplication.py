@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from avl_plugins.den.drift import Before
-from avl_plugins.den.layers import entries
+from avl_plugins.den.layers import GrowingLayer, entries
 from avl_plugins.den.network import DynamicallyExpandableNetwork
+from avl_plugins.tasks.arguments import check_count, check_number
 
 __all__ = ["drifted_units", "drifts", "split_units"]
 
@@ -23,6 +24,8 @@ def drifts(network: DynamicallyExpandableNetwork, before: Before) -> list[Tensor
 
 def drifted_units(drift: Tensor, threshold: float, most: int | None = None) -> Tensor:
     """Return the units that moved more than `threshold`, at most so many, those that moved furthest first."""
+    check_number("threshold", threshold, low=0)
+    check_count("most", most, none="all of them")
     order = drift.argsort(descending=True, stable=True)
     found = order[drift[order] > threshold]
     return found if most is None else found[:most]
@@ -32,9 +35,11 @@ def drifted_units(drift: Tensor, threshold: float, most: int | None = None) -> T
 def split_units(network: DynamicallyExpandableNetwork, units: Sequence[Tensor], before: Before) -> None:
     """Split units of each layer: the old one gets its weights of before back, a copy with the current ones is appended.
 
-    The copy is stamped with the newest task, so that earlier ones do not see it. In the layer above it takes over
-    the current weights, and the old unit gets those of before back; in the newest head it takes over the old unit's
-    weights, which become zero.
+    From now on the old unit is used by the tasks before the newest one only, and the copy, stamped with the newest
+    task, by that and later ones. What reads the unit reads the copy with its current weights and the old one with those
+    of before; the copies of split units and the units of the newest task, which earlier ones do not use, read copies
+    only. So the newest task's outputs stay as they are, and those of earlier tasks are as before it, as far as the
+    split units go, bit for bit.
 
     Args:
         network: Grown in place; parameters are replaced by larger ones.
@@ -42,33 +47,52 @@ def split_units(network: DynamicallyExpandableNetwork, units: Sequence[Tensor], 
         before: Weights and biases before the newest task.
 
     Raises:
-        ValueError: If a unit was made by the newest task.
+        ValueError: If a unit was made by the newest task, has been split before, is there twice, or is no unit; if
+            the network has no task. Nothing has changed then.
     """
-    for k, (own, (weight, _)) in enumerate(zip(units, before, strict=True)):
-        if len(own) and int(own.max()) >= len(weight):
-            raise ValueError(f"units: of hidden layer {k + 1}, {int(own.max())} was made by the newest task")
-    old_below: Tensor | None = None
-    for k, (layer, own) in enumerate(zip(network.hidden, units, strict=True)):
+    head = network.head_of(network.newest)
+    chosen = [torch.as_tensor(own, dtype=torch.long).flatten() for own in units]
+    for k, (layer, own, (weight, _)) in enumerate(zip(network.hidden, chosen, before, strict=True)):
+        _check_units(own.tolist(), layer.splits[: len(weight)], f"hidden layer {k + 1}")
+    below: GrowingLayer | None = None
+    columns = torch.empty(0, dtype=torch.long)
+    for layer, own, (past, past_bias) in zip(network.hidden, chosen, before, strict=True):
+        old, known = past.shape[:2]
         weight, bias = layer.layer.weight.clone(), layer.layer.bias
-        past, past_bias = before[k]
-        if old_below is not None and len(old_below):
-            columns = entries(old_below, layer.positions)
-            copied = weight[:, columns].clone()
-            weight[: len(past), columns] = past[:, columns]
+        own = own.to(weight.device)
+        if below is not None:  # which has been split
+            columns = entries(columns, layer.positions)
+            copied = weight[:, columns]
+            copied[layer.split_units()] = 0
             weight = torch.cat([weight, copied], dim=1)
-        copies = weight[own].clone()
-        weight[own, : past.shape[1]] = past[own]
+            weight[:old, columns] = past[:, columns]
+            weight[old:, columns] = 0
+        copies = weight[own]
+        if below is not None:
+            copies[:, entries(below.split_units(), layer.positions)] = 0
+        weight[own, :known] = past[own]
+        weight[own, known:] = 0
         weight = torch.cat([weight, copies])
         if bias is not None:
-            both = torch.cat([bias, bias[own]])
-            both[own] = past_bias[own]  # type: ignore[index]
-            bias = both
-        layer.set_tensors(weight, bias, [*layer.stamps, *[network.stamp] * len(own)])
-        old_below = own
-    head = network.head_of(network.labels[-1])
-    columns = entries(units[-1], network.head_positions)
-    taken = head.weight[:, columns].clone()
-    joined = torch.cat([head.weight, taken], dim=1)
+            bias = torch.cat([bias, bias[own]])
+            bias[own] = past_bias[own]  # type: ignore[index]
+        stamps = [*layer.stamps, *[network.stamp] * len(own)]
+        splits = [*layer.splits, *[0] * len(own)]
+        for unit in own.tolist():
+            splits[unit] = network.stamp
+        layer.set_tensors(weight, bias, stamps, splits)
+        below, columns = layer, own
+    columns = entries(columns, network.head_positions)
+    joined = torch.cat([head.weight, head.weight[:, columns]], dim=1)
     joined[:, columns] = 0
     head.weight = nn.Parameter(joined, requires_grad=head.weight.requires_grad)
     head.in_features = joined.shape[1]
+
+
+def _check_units(units: list[int], splits: list[int], where: str) -> None:
+    """Raise a ValueError for units that cannot be split; `splits` is that of the units from before the newest task."""
+    for unit in units:
+        if not 0 <= unit < len(splits):
+            raise ValueError(f"units: of {where}, {unit} was made by the newest task, or is none of its units")
+        if splits[unit] or units.count(unit) > 1:
+            raise ValueError(f"units: {unit} of {where} would be split twice")

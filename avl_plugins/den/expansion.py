@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avl_plugins.den.layers import entries
+from avl_plugins.den.layers import GrowingLayer, entries
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.growth.parameters import grow_parameter
+from avl_plugins.tasks.arguments import check_count
 
 __all__ = ["add_units", "empty_units", "remove_units"]
 
@@ -20,10 +21,11 @@ def add_units(
     owner: Any = None,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Add units at the end of each hidden layer, stamped with the newest task, which is the only one to use them.
+    """Add units at the end of each hidden layer, stamped with the newest task, which is the first one to use them.
 
     New weights into a layer are drawn as PyTorch draws them, U(-1/sqrt(n), 1/sqrt(n)) for n inputs, as are those from
-    new units to old ones and to the newest head. New biases are zero. Earlier heads do not read new units.
+    new units to old ones and to the newest head. New biases are zero. Earlier heads do not read new units, and units
+    that have been split are not connected with them.
 
     Args:
         network: Grown in place.
@@ -32,14 +34,20 @@ def add_units(
         generator: Where random numbers come from.
 
     Raises:
-        ValueError: If there is not one count for each layer, or one is negative.
+        ValueError: If there is not one count for each layer, one is negative, or the network has no task.
+        TypeError: If one is no integer.
     """
-    if len(counts) != len(network.layers) or min(counts) < 0:
-        raise ValueError(f"counts: expected {len(network.layers)} numbers from 0 on, got {list(counts)}")
-    below_added = 0
+    if len(counts) != len(network.layers):
+        raise ValueError(f"counts must be {len(network.layers)} numbers, one for each layer, got {list(counts)}")
+    for count in counts:
+        check_count("counts", count, low=0)
+    label = network.newest
+    below: GrowingLayer | None = None
     for k, (layer, new) in enumerate(zip(network.hidden, counts, strict=True)):
         old, inputs, *kernel = layer.layer.weight.shape
-        inputs += below_added * layer.positions
+        old_inputs = inputs
+        if below is not None:
+            inputs = below.units * layer.positions
         bound = (inputs * layer.layer.weight[0, 0].numel()) ** -0.5
 
         def draw(values: Tensor, bound: float = bound) -> Tensor:
@@ -49,10 +57,14 @@ def add_units(
         grow_parameter(network, f"layers.{k}.layer.weight", (old + new, inputs, *kernel), init=draw, owner=owner)
         if layer.layer.bias is not None:
             grow_parameter(network, f"layers.{k}.layer.bias", (old + new,), init=nn.init.zeros_, owner=owner)
+        with torch.no_grad():
+            layer.layer.weight[layer.split_units(), old_inputs:] = 0
+            if below is not None:
+                layer.layer.weight[old:, entries(below.split_units(), layer.positions)] = 0
         layer.stamps += [network.stamp] * new
+        layer.splits += [0] * new
         layer.describe()
-        below_added = new
-    label = network.labels[-1]
+        below = layer
     head = network.head_of(label)
     inputs = network.hidden[-1].units * network.head_positions
     bound = inputs**-0.5
@@ -85,6 +97,7 @@ def remove_units(network: DynamicallyExpandableNetwork, layer_index: int, units:
     Raises:
         ValueError: If one was made by an earlier task, whose outputs would change.
     """
+    check_count("layer_index", layer_index, low=0, high=len(network.layers) - 1)
     layer, above = network.hidden[layer_index], layer_index + 1
     old = [unit for unit in units.tolist() if layer.stamps[unit] != network.stamp or network.stamp == 1]
     if old:
@@ -97,13 +110,14 @@ def remove_units(network: DynamicallyExpandableNetwork, layer_index: int, units:
         layer.layer.weight[kept].clone(),
         None if bias is None else bias[kept].clone(),
         [layer.stamps[unit] for unit in kept.tolist()],
+        [layer.splits[unit] for unit in kept.tolist()],
     )
     if above < len(network.layers):
         upper = network.hidden[above]
         columns = entries(kept, upper.positions)
-        upper.set_tensors(upper.layer.weight[:, columns].clone(), upper.layer.bias, upper.stamps)
+        upper.set_tensors(upper.layer.weight[:, columns].clone(), upper.layer.bias, upper.stamps, upper.splits)
         return
-    head = network.head_of(network.labels[-1])
+    head = network.head_of(network.newest)
     head.weight = nn.Parameter(
         head.weight[:, entries(kept, network.head_positions)].clone(), requires_grad=head.weight.requires_grad
     )

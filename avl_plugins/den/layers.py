@@ -6,20 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GrowingLayer", "affine", "cut"]
+__all__ = ["GrowingLayer", "affine", "cut", "entries", "take"]
 
 
 class GrowingLayer(nn.Module):
-    """h_l = after(layer(h_{l-1})), of which the first units alone can be used.
+    """h_l = after(layer(h_{l-1})), computed from those of its units that a task uses.
 
-    Units are stamped in order, so that those of the tasks up to t are the first ones of each layer, and their weights
-    a block of the layer's.
+    Task t uses the units that the tasks up to t made and none of them has split: a split leaves the old unit to the
+    tasks before, and its copy takes its place. Units are stamped in order, so that as long as none is split those of a
+    task are the first ones of each layer.
 
     Attributes:
         layer: `Linear` or `Conv2d`; its units are rows or filters.
         after: What follows it up to the next one: activation, pooling, dropout, flatten.
         positions: Inputs of the layer for each unit below: 1, or height x width where feature maps were flattened.
         stamps: Number of the task, from 1, that made each unit.
+        splits: Number of the task that split each unit; 0 where none has.
     """
 
     def __init__(self, layer: nn.Module, after: Sequence[nn.Module] = (), positions: int = 1) -> None:
@@ -28,28 +30,51 @@ class GrowingLayer(nn.Module):
         self.after = nn.Sequential(*after)
         self.positions = positions
         self.stamps = [1] * layer.weight.shape[0]  # type: ignore[index]
+        self.splits = [0] * len(self.stamps)
 
     @property
     def units(self) -> int:
         """Number of units."""
         return len(self.stamps)
 
-    def units_until(self, stamp: float) -> int:
-        """Return how many units the tasks up to `stamp` made."""
-        return sum(own <= stamp for own in self.stamps)
-
-    def block(self, units: int, below: int | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias of the first units from the first ones below; contiguous, so that products are equal.
+    def units_of(self, task: int, *, stamps: bool = True) -> list[int]:
+        """Return the numbers of the units that a task uses, in order.
 
         Args:
-            units: How many.
-            below: How many of the layer below; None for all inputs.
+            task: Its number, from 1.
+            stamps: Leave out units that later tasks made.
         """
-        weight, bias = self.layer.weight, self.layer.bias
-        inputs = weight.shape[1] if below is None else below * self.positions
-        if (units, inputs) == tuple(weight.shape[:2]):
-            return weight, bias
-        return weight[:units, :inputs].contiguous(), None if bias is None else bias[:units].contiguous()
+        both = enumerate(zip(self.stamps, self.splits, strict=True))
+        return [unit for unit, (made, split) in both if (made <= task or not stamps) and not 0 < split <= task]
+
+    def split_units(self) -> Tensor:
+        """Return the numbers of the units that have been split: the old ones, not their copies."""
+        return torch.tensor(self.splits, device=self.layer.weight.device).nonzero().flatten()
+
+    def block(self, units: Sequence[int], below: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of some units that read some of those below; contiguous, so that products are equal.
+
+        Args:
+            units: Their numbers, in order.
+            below: Numbers of units of the layer below; None for all inputs.
+        """
+        weight, bias = take(self.layer.weight, 0, units), self.layer.bias
+        if below is not None:
+            weight = take(weight, 1, below, self.positions)
+        return weight.contiguous(), None if bias is None else take(bias, 0, units).contiguous()
+
+    @torch.no_grad()
+    def put(self, units: Sequence[int], below: Sequence[int] | None, weight: Tensor, bias: Tensor | None) -> None:
+        """Write what `block` gave, with other values, to where it came from."""
+        device = self.layer.weight.device
+        rows = torch.tensor(units, dtype=torch.long, device=device)
+        if below is None:
+            self.layer.weight[rows] = weight
+        else:
+            columns = entries(torch.tensor(below, dtype=torch.long, device=device), self.positions)
+            self.layer.weight[rows[:, None], columns[None]] = weight
+        if bias is not None:
+            self.layer.bias[rows] = bias
 
     def copies(self) -> tuple[Tensor, Tensor | None]:
         """Return copies of weight and bias."""
@@ -60,12 +85,14 @@ class GrowingLayer(nn.Module):
         """Return h_l with these in the place of the layer's own."""
         return self.after(affine(self.layer, h, weight, bias))
 
-    def set_tensors(self, weight: Tensor, bias: Tensor | None, stamps: Sequence[int]) -> None:
-        """Take other weights, of any number of units."""
+    def set_tensors(
+        self, weight: Tensor, bias: Tensor | None, stamps: Sequence[int], splits: Sequence[int] = ()
+    ) -> None:
+        """Take other weights, of any number of units; without `splits`, none has been split."""
         self.layer.weight = nn.Parameter(weight.detach(), requires_grad=self.layer.weight.requires_grad)
         if bias is not None:
             self.layer.bias = nn.Parameter(bias.detach(), requires_grad=self.layer.bias.requires_grad)
-        self.stamps = list(stamps)
+        self.stamps, self.splits = list(stamps), list(splits) or [0] * len(stamps)
         self.describe()
 
     def describe(self) -> None:
@@ -75,6 +102,13 @@ class GrowingLayer(nn.Module):
             self.layer.out_channels, self.layer.in_channels = outputs, inputs
         else:
             self.layer.out_features, self.layer.in_features = outputs, inputs
+
+
+def take(tensor: Tensor, dim: int, units: Sequence[int], positions: int = 1) -> Tensor:
+    """Return what belongs to units along a dimension, `positions` entries to each; a view where they are the first."""
+    if not len(units) or units[-1] == len(units) - 1:
+        return tensor.narrow(dim, 0, len(units) * positions)
+    return tensor.index_select(dim, entries(torch.tensor(units, device=tensor.device), positions))
 
 
 def affine(layer: Any, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -89,15 +123,22 @@ def cut(body: Any) -> tuple[list[nn.Module], list[GrowingLayer]]:
 
     Raises:
         TypeError: If it is no `nn.Sequential`, or holds a module with parameters or buffers that cannot grow.
-        ValueError: If it has no layer, one has groups, or the units of a layer are not in order in the next one's
-            inputs.
+        ValueError: If it has no layer, one has groups or shares its weight, or the units of a layer are not in order
+            in the next one's inputs.
     """
     if not isinstance(body, nn.Sequential):
-        raise TypeError(f"body: expected an nn.Sequential, got {type(body).__name__}")
+        raise TypeError(
+            f"body must be an nn.Sequential, itself and not inside DataParallel or torch.compile, got "
+            f"{type(body).__name__}"
+        )
     before: list[nn.Module] = []
     parts: list[tuple[Any, list[nn.Module]]] = []
     for module in _flat(body):
         if type(module) in (nn.Linear, nn.Conv2d):
+            if not isinstance(module.weight, nn.Parameter):
+                raise TypeError(f"body: a {type(module).__name__} computes its weight (weight_norm?) and cannot grow")
+            if any(module.weight is layer.weight for layer, _ in parts):
+                raise ValueError(f"body: two layers share the weight of a {type(module).__name__}, which cannot grow")
             parts.append((module, []))
         elif [*module.parameters(), *module.buffers()]:
             raise TypeError(

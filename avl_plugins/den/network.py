@@ -1,15 +1,18 @@
 """Dynamically expandable networks: layers that grow, a head for each task, and inference by time stamps."""
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from avl_plugins.den.head_inputs import Given
-from avl_plugins.den.layers import GrowingLayer, cut
-from avl_plugins.den.stand_in import StandIn, make_stand_in
+from avl_plugins.data.serving import Given
+from avl_plugins.den.layers import GrowingLayer, cut, entries, take
+from avl_plugins.den.shape import grow_to, shape_of
+from avl_plugins.den.stand_in import StandIn
+from avl_plugins.tasks.arguments import check_choice, check_count, check_flag
+from avl_plugins.tasks.copies import copy_module, refuse_lazy
 from avl_plugins.tasks.labels import check_labels_differ, class_labels, experience_classes, task_label
 from avl_plugins.tasks.network import TaskNetwork
 
@@ -22,7 +25,8 @@ class DynamicallyExpandableNetwork(TaskNetwork):
     Every unit has a stamp, the number of the task that made it. For task t only units stamped t or earlier are
     used, and the connections between them, so that units of later tasks do not disturb it: its outputs are the same,
     bit for bit, right after any growth, and after training of new units alone. Old units that later tasks retrain are
-    used with their new weights.
+    used with their new weights. A unit that task t has split is used by the tasks before t only, and its copy by t and
+    those after it.
 
     A new task label seen in training (`adaptation`, which Avalanche calls) makes a head, `DENPlugin` does the rest.
     Evaluation changes nothing.
@@ -33,7 +37,8 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         features: Number of features that a head reads, where the last layer is a convolution.
         head: "multiclass", a logit for each class; "one-vs-rest", the same for `one_vs_rest_loss`; "binary", one logit
             for classes 0 and 1.
-        stamps: Use only units of the task and those before; False: all, the paper's DEN-No-Stamp.
+        stamps: Use only units of the task and those before; False: also those that later tasks made, the paper's
+            DEN-No-Stamp.
         unseen: What to do in evaluation for a task label never trained on: "constant" logits, with a warning for
             each label, or "raise" a ValueError.
 
@@ -42,7 +47,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         gives (B, outputs of the largest head), and those that a task does not have are -1e4.
 
     Raises:
-        TypeError: If `body` has layers that cannot grow.
+        TypeError: If `body` is no `nn.Sequential` or has layers that cannot grow, or an argument is of another kind.
         ValueError: If an argument is out of range; in training, if an experience has no task label or several, its
             label has been trained on, all experiences of the stream have the same one, or a binary head is to tell
             more than two classes.
@@ -50,8 +55,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
     Attributes:
         layers: The hidden layers.
         heads: `Linear` by the task label as text.
-        stand_in: What a phase trains in the place of the layers, while it lasts; else None.
-        given: What the newest head reads of a batch, known beforehand, so that it is not computed; else None.
+        stand_in: What computes the newest task's logits in the place of the layers (see `put_in_place`); else None.
     """
 
     part = "head"
@@ -66,9 +70,13 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         unseen: str = "constant",
     ) -> None:
         super().__init__(unseen=unseen)
-        if head not in ("multiclass", "one-vs-rest", "binary"):
-            raise ValueError(f'head: expected "multiclass", "one-vs-rest" or "binary", got {head!r}')
-        before, layers = cut(deepcopy(body))
+        check_choice("head", head, ("multiclass", "one-vs-rest", "binary"))
+        check_count("features", features, none="the number of the last layer's units")
+        check_flag("stamps", stamps)
+        if isinstance(body, nn.Module):
+            refuse_lazy("body", body)
+            body = copy_module(body)
+        before, layers = cut(body)
         last = layers[-1]
         if features is None and not isinstance(last.layer, nn.Linear):
             raise ValueError(
@@ -76,15 +84,15 @@ class DynamicallyExpandableNetwork(TaskNetwork):
                 "the head reads"
             )
         features = last.units if features is None else features
-        if features < 1 or features % last.units:
-            raise ValueError(f"features: expected a multiple of the last layer's {last.units} units, got {features}")
+        if features % last.units:
+            raise ValueError(f"features must be a multiple of the last layer's {last.units} units, got {features}")
         self.head, self.use_stamps = head, stamps
         self.head_positions = features // last.units
         self.before = nn.Sequential(*before)
         self.layers = nn.ModuleList(layers)
         self.heads = nn.ModuleDict()
         self.stand_in: StandIn | None = None
-        self.given: Given | None = None
+        self._given: Given | None = None
         self.first_units = [layer.units for layer in layers]
         """Units of the layers before anything was added: the base network's."""
 
@@ -92,6 +100,13 @@ class DynamicallyExpandableNetwork(TaskNetwork):
     def labels(self) -> list[int]:
         """Task labels in the order in which they were learnt."""
         return [int(label) for label in self.heads]
+
+    @property
+    def newest(self) -> int:
+        """Label of the newest task; a ValueError where there is none."""
+        if not self.labels:
+            raise ValueError("the network has no task yet: call add_task(label, classes) first")
+        return self.labels[-1]
 
     @property
     def hidden(self) -> list[GrowingLayer]:
@@ -120,8 +135,11 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         if self.head == "binary" and not set(wanted) <= {0, 1}:
             raise ValueError(f'head: "binary" tells the classes 0 and 1, and the task {label} has {wanted}')
         outputs = 1 if self.head == "binary" else wanted[-1] + 1
-        head = nn.Linear(self.hidden[-1].units * self.head_positions, outputs)
+        last = self.hidden[-1]
+        head = nn.Linear(last.units * self.head_positions, outputs)
         self.heads[str(label)] = head.to(next(self.parameters()))
+        with torch.no_grad():
+            head.weight[:, entries(last.split_units(), self.head_positions)] = 0
         self.known_train_tasks_labels = set(self.labels)
         self.max_class_label: int = max(self.max_class_label, wanted[-1] + 1)
         return head
@@ -145,37 +163,80 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         """Return the logits (B, outputs of the task's head)."""
         if task_label not in self.labels:
             return self.constant_logits(x, task_label)
-        if self.stand_in is not None and task_label == self.labels[-1]:
-            return self.stand_in(self.before(x))
-        head = self.head_of(task_label)
-        return head(self.features(x, task_label)[:, : head.in_features])
+        if self.stand_in is not None and task_label == self.newest:
+            return self.stand_in(self, x)
+        features, weight = self.features(x, task_label), self.head_weight(task_label)
+        return nn.functional.linear(features[:, : weight.shape[1]], weight, self.head_of(task_label).bias)
+
+    def units_of(self, label: int) -> list[list[int]]:
+        """Return the numbers of the units of each layer that a task uses."""
+        task = self.index_of(label) + 1
+        return [layer.units_of(task, stamps=self.use_stamps) for layer in self.hidden]
 
     def features(self, x: Tensor, label: int) -> Tensor:
-        """Return what the head of a task reads, (B, features)."""
-        if self.given is not None and label == self.labels[-1] and (known := self.given.of(x)) is not None:
-            return known
-        stamp = self.index_of(label) + 1 if self.use_stamps else float("inf")
+        """Return what the units of the last layer that a task uses make of x, (B, features)."""
+        if self._given is not None and label == self.newest and (known := self._given.of(x)) is not None:
+            return known[0]
         h, below = self.before(x), None
-        for layer in self.hidden:
-            units = layer.units_until(stamp)
+        for layer, units in zip(self.hidden, self.units_of(label), strict=True):
             h = layer(h, *layer.block(units, below))
             below = units
         return h.flatten(1)
 
+    @contextmanager
+    def given_features(self, given: Given) -> Iterator[None]:
+        """Take these for the newest task's features of their batch, instead of computing them; others are computed."""
+        self._given = given
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def put_in_place(self, stand_in: StandIn) -> StandIn:
+        """Compute the newest task's logits with a part that has parameters of its own, until `write_back`.
+
+        An optimizer that trains these moves nothing else. Earlier tasks are computed with the layers, as ever.
+        """
+        self.stand_in = stand_in
+        return stand_in
+
+    def write_back(self, *, keep: bool = False) -> None:
+        """Write what a stand-in has learnt, if there is one, into the layers, and compute with them again.
+
+        Args:
+            keep: Leave the stand-in in their place.
+        """
+        if self.stand_in is not None:
+            self.stand_in.write_back(self)
+        if not keep:
+            self.stand_in = None
+
+    def drop_stand_in(self) -> None:
+        """Compute with the layers again, as they were when a stand-in took their place."""
+        self.stand_in = None
+
+    def head_weight(self, label: int) -> Tensor:
+        """Return a head's weights for the units that its task uses: (outputs, features), or the first of them.
+
+        Without stamps a task uses units that were made after its head, which does not read them.
+        """
+        head, units = self.head_of(label), self.units_of(label)[-1]
+        known = head.in_features // self.head_positions
+        return take(head.weight, 1, [unit for unit in units if unit < known], self.head_positions).contiguous()
+
     def to_single_task(self, label: int) -> nn.Sequential:
         """Return what one task needs as a plain module, x -> logits, in evaluation mode; a copy."""
-        stamp = self.index_of(label) + 1 if self.use_stamps else float("inf")
-        parts: list[nn.Module] = [*deepcopy(self.before)]
+        parts: list[nn.Module] = [*copy_module(self.before)]
         below = None
-        for own in self.hidden:
-            layer = deepcopy(own)
-            below, (weight, bias) = layer.units_until(stamp), layer.block(layer.units_until(stamp), below)
-            layer.set_tensors(weight.clone(), None if bias is None else bias.clone(), layer.stamps[:below])
+        for own, units in zip(self.hidden, self.units_of(label), strict=True):
+            layer, (weight, bias) = copy_module(own), own.block(units, below)
+            layer.set_tensors(weight.clone(), None if bias is None else bias.clone(), [1] * len(units))
             parts += [layer.layer, *layer.after]
-        own_head = self.head_of(label)
-        head = nn.Linear(below * self.head_positions, own_head.out_features).to(own_head.weight)  # type: ignore[operator]
+            below = units
+        weight, own_head = self.head_weight(label), self.head_of(label)
+        head = nn.Linear(len(below) * self.head_positions, own_head.out_features).to(weight)  # type: ignore[arg-type]
         with torch.no_grad():
-            head.weight.zero_()[:, : own_head.in_features] = own_head.weight
+            head.weight.zero_()[:, : weight.shape[1]] = weight
             head.bias.copy_(own_head.bias)
         if self.head_positions > 1 or isinstance(self.hidden[-1].layer, nn.Conv2d):
             parts.append(nn.Flatten())
@@ -202,38 +263,8 @@ class DynamicallyExpandableNetwork(TaskNetwork):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return stamps, heads, and what a phase trains."""
-        return {
-            "stamps": [list(layer.stamps) for layer in self.hidden],
-            "heads": {label: [head.in_features, head.out_features] for label, head in self.heads.items()},
-            "training_on": self.training_on,
-            "stand_in": None if self.stand_in is None else self.stand_in.shape(),
-        }
+        return shape_of(self)
 
     def set_extra_state(self, state: Any) -> None:
         """Take the shape of a state_dict, whose values are filled in after this."""
-        own, saved = list(self.heads), list(state["heads"])
-        if own != saved[: len(own)]:
-            raise ValueError(f"the network has heads for the tasks {own}, the state for {saved}")
-        if len(state["stamps"]) != len(self.layers):
-            raise ValueError(f"the network has {len(self.layers)} hidden layers, the state {len(state['stamps'])}")
-        first = next(self.parameters())
-        below: int | None = None
-        for layer, stamps, units in zip(self.hidden, state["stamps"], self.first_units, strict=True):
-            if sum(stamp == 1 for stamp in stamps) != units:
-                raise ValueError(
-                    f"the network was built with {units} units in a layer, the state's with another number"
-                )
-            inputs = layer.layer.weight.shape[1] if below is None else below * layer.positions
-            shape = (len(stamps), inputs, *layer.layer.weight.shape[2:])
-            if shape != tuple(layer.layer.weight.shape):
-                bias = None if layer.layer.bias is None else first.new_zeros(len(stamps))
-                layer.set_tensors(first.new_zeros(shape), bias, stamps)
-            layer.stamps = list(stamps)
-            below = len(stamps)
-        for label, (inputs, outputs) in state["heads"].items():
-            head: Any = self.heads[label] if label in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
-            if head is None or (head.in_features, head.out_features) != (inputs, outputs):
-                with torch.random.fork_rng(devices=[first.device] if first.is_cuda else []):
-                    self.heads[label] = nn.Linear(inputs, outputs).to(first)
-        self.stand_in = None if state["stand_in"] is None else make_stand_in(self, state["stand_in"])
-        self.training_on = None if state["training_on"] is None else tuple(state["training_on"])
+        grow_to(self, state)

@@ -1,104 +1,191 @@
-"""What the phases of DEN share: which parameters are trained, proximal steps, and the loss on a data set."""
+"""The phases of a task's training (Alg. 1): what each trains, with which penalties, what comes before and after it."""
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Protocol
 
-from avl_plugins.data.loading import batches_in_memory
-from avl_plugins.den.proximal import group_soft_threshold, shrink_groups
-from avl_plugins.den.stand_in import NewUnits, StandIn
+from torch import nn
 
-__all__ = ["add_squares", "join_groups", "mean_loss", "proximal_step", "train_only"]
+from avl_plugins.den.checks import each_layer, loss_before_expansion
+from avl_plugins.den.drift import Before
+from avl_plugins.den.duplication import drifted_units, drifts, split_units
+from avl_plugins.den.expansion import add_units, empty_units, remove_units
+from avl_plugins.den.network import DynamicallyExpandableNetwork
+from avl_plugins.den.selection import units_with_a_path
+from avl_plugins.den.stand_in import NewUnits, Selected, all_that_is_used
 
-
-def join_groups(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put heads that are in none of several groups into that of the other heads, or into the first."""
-    place = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
-    heads: Any = network.heads
-    index = next((place[id(p)] for p in heads.parameters() if id(p) in place), 0)
-    optimizer.param_groups[index]["params"] += [p for p in heads.parameters() if id(p) not in place]
+__all__ = ["DRIFT", "EXPANSION", "FIRST", "FULL", "HEAD", "PHASES", "RETRAINING", "SPLIT", "Phase", "phases_of"]
 
 
-def train_only(strategy: Any, part: nn.Module, places: dict[str, int]) -> None:
-    """Let the optimizer see the parameters of this part of the model alone, with fresh state; no others get gradients.
+class Settings(Protocol):
+    """What phases use of a `DENPlugin`; see its arguments and attributes."""
 
-    Args:
-        strategy: Its model and optimizer.
-        part: The model, or a part of it.
-        places: The group of the optimizer that each of the model's parameters belongs to, by name, to which those
-            found in a group are added; parameters that were in none go into the first.
+    l1: float
+    l2: float
+    group_lasso: float
+    drift_lambda: float
+    retraining_drift: float
+    loss_threshold: float
+    drift_threshold: float
+    zero_tolerance: float
+    expand_by: Any
+    max_splits: Any
+    selective: bool
+    expand: str | None
+    split: bool
+    history: list[dict[str, Any]]
+    weights_before: Before
+
+
+def _zero(plugin: Settings) -> float:
+    return 0.0
+
+
+def _write_back(plugin: Settings, strategy: Any) -> None:
+    strategy.model.write_back()
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """A phase of a task's training.
+
+    Attributes:
+        name: In files, logs and messages.
+        when: Whether a plugin trains its task number t, from 1, in it.
+        begin: Do what comes before it; returns the part of the model that is trained, None to leave the phase out.
+        finish: Do what comes after it.
+        l1: mu of L1's proximal step.
+        l2: mu of the squares that are added to the loss, mu / 2 times their sum.
+        group_lasso: gamma of group lasso's proximal step.
+        drift: lambda of the drift penalty.
+        full_length: As long as the strategy's own epochs, whatever `phase_epochs` is.
     """
-    network, optimizer = strategy.model, strategy.optimizer
-    names = {id(p): name for name, p in network.named_parameters()}
-    for index, group in enumerate(optimizer.param_groups):
-        for parameter in group["params"]:
-            if id(parameter) in names:
-                places.setdefault(names[id(parameter)], index)
-    sources = part.sources() if isinstance(part, StandIn) else {}
-    prefix = next(name for name, module in network.named_modules() if module is part)
-    trained = {name: p for name, p in part.named_parameters(prefix=prefix) if p.numel()}
-    network.requires_grad_(False)
-    members: list[list[Tensor]] = [[] for _ in optimizer.param_groups]
-    for name, parameter in trained.items():
-        parameter.requires_grad_(True)
-        source = sources.get(name.removeprefix(f"{prefix}."), name)
-        members[places.get(source, 0)].append(parameter)
-    for group, own in zip(optimizer.param_groups, members, strict=True):
-        group["params"] = own
-    for parameter in network.parameters():
-        parameter.grad = None
-    optimizer.state.clear()
-    strategy.optimized_param_id = dict(network.named_parameters())
+
+    name: str
+    when: Callable[[Settings, int], bool]
+    begin: Callable[[Settings, Any], nn.Module | None]
+    finish: Callable[[Settings, Any], None] = _write_back
+    l1: Callable[[Settings], float] = _zero
+    l2: Callable[[Settings], float] = _zero
+    group_lasso: Callable[[Settings], float] = _zero
+    drift: Callable[[Settings], float] = _zero
+    full_length: bool = False
+
+    def __repr__(self) -> str:
+        return f"<phase {self.name!r}>"
 
 
-@torch.no_grad()
-def add_squares(weights: Sequence[Tensor], factor: float) -> Tensor:
-    """Return factor / 2 times the sum of squares, and add its gradient to that of the weights, before `backward()`.
-
-    The same as if it were part of the loss, without passing over the weights a few times more in autograd.
-    """
-    total = weights[0].new_zeros(())
-    for weight in weights:
-        total += torch.dot(weight.flatten(), weight.flatten())
-        if weight.grad is None:
-            weight.grad = factor * weight
-        else:
-            weight.grad.add_(weight, alpha=factor)
-    return factor / 2 * total
+def phases_of(plugin: Settings, task: int) -> list[Phase]:
+    """Return the phases of a plugin's task number `task`, from 1; the first one is trained in the strategy's epochs."""
+    return [phase for phase in PHASES if phase.when(plugin, task)]
 
 
-@torch.no_grad()
-def proximal_step(strategy: Any, *, l1: float, group_lasso: float) -> None:
-    """Apply the steps of L1 to all weights that are trained, then of group lasso to the new units' incoming ones.
-
-    Weights without a gradient, such as other tasks' heads, have not been moved by the optimizer, and stay.
-    """
-    stand_in = strategy.model.stand_in
-    incoming: set[int] = set()
-    if isinstance(stand_in, NewUnits):
-        incoming = {id(weight) for weight in list(stand_in.weights)[:-1]}
-    for group in strategy.optimizer.param_groups:
-        for weight in group["params"]:
-            if weight.dim() < 2 or weight.grad is None:
-                continue
-            if l1:
-                weight.copy_(shrink_groups(weight, group["lr"] * l1))
-            if group_lasso and id(weight) in incoming:
-                dims = tuple(range(1, weight.dim()))
-                weight.copy_(group_soft_threshold(weight, group["lr"] * group_lasso, dims))
+def _all(plugin: Settings, strategy: Any) -> nn.Module:
+    """Train all that the task uses."""
+    network: DynamicallyExpandableNetwork = strategy.model
+    part = all_that_is_used(network)
+    return network if part is None else network.put_in_place(part)
 
 
-@torch.no_grad()
-def mean_loss(strategy: Any, label: int, dataset: Any, batch_size: int = 1000) -> float:
-    """Return the strategy's criterion on a task's data, in evaluation mode; modes are left as they were."""
-    network, total, count = strategy.model, 0.0, 0
-    training = network.training
-    network.eval()
-    for x, y, *_ in batches_in_memory(dataset, batch_size):
-        logits = network(x.to(strategy.device), label)
-        total += float(strategy._criterion(logits, y.to(strategy.device))) * len(x)
-        count += len(x)
-    network.train(training)
-    return total / count
+def _head(plugin: Settings, strategy: Any) -> nn.Module:
+    """Train the task's head alone."""
+    return strategy.model.head_of(strategy.model.newest)
+
+
+def _selected(plugin: Settings, strategy: Any) -> nn.Module:
+    """Select the units with a path to the outputs, and train these (Alg. 2)."""
+    network: DynamicallyExpandableNetwork = strategy.model
+    units = units_with_a_path(network, tolerance=plugin.zero_tolerance)
+    counts = plugin.history[-1]["selected"] = [len(own) for own in units]
+    if not all(counts):
+        raise ValueError(
+            f"l1: task {network.newest} selects {counts} inputs and units by layer; {plugin.l1} drives too many "
+            "weights to zero, lower it"
+        )
+    return network.put_in_place(Selected(network, units))
+
+
+def _measure(plugin: Settings, strategy: Any) -> None:
+    """Take the loss that tau is compared with; before write-back, as the selected part is faster than the whole."""
+    if plugin.expand:
+        plugin.history[-1]["loss"] = loss_before_expansion(plugin, strategy)
+    strategy.model.write_back()
+
+
+def _new_units(plugin: Settings, strategy: Any) -> nn.Module | None:
+    """Add units where the loss asks for them, and train these alone (Alg. 3)."""
+    network: DynamicallyExpandableNetwork = strategy.model
+    if plugin.expand == "dynamic" and plugin.history[-1]["loss"] <= plugin.loss_threshold:
+        return None
+    counts = each_layer(plugin.expand_by, len(network.layers))
+    add_units(network, counts)
+    plugin.history[-1] |= {"added": counts, "removed": [0] * len(counts)}
+    return network.put_in_place(NewUnits(network, counts))
+
+
+def _remove_empty(plugin: Settings, strategy: Any) -> None:
+    """Take away new units that group lasso has emptied, from the top layer down."""
+    network: DynamicallyExpandableNetwork = strategy.model
+    network.write_back()
+    if plugin.expand != "dynamic":
+        return
+    for index in reversed(range(len(network.layers))):
+        layer = network.hidden[index]
+        empty = empty_units(layer.layer.weight)
+        empty = empty[[layer.stamps[unit] == network.stamp for unit in empty.tolist()]]
+        remove_units(network, index, empty)
+        plugin.history[-1]["removed"][index] = len(empty)
+
+
+def _split(plugin: Settings, strategy: Any) -> nn.Module | None:
+    """Split the units that have moved too far, and train all again; nothing where none has (Alg. 4)."""
+    network: DynamicallyExpandableNetwork = strategy.model
+    moved = drifts(network, plugin.weights_before)
+    most = each_layer(plugin.max_splits, len(moved))
+    units = [drifted_units(own, plugin.drift_threshold, k) for own, k in zip(moved, most, strict=True)]
+    plugin.history[-1] |= {"drift": [float(own.max()) for own in moved], "split": [len(own) for own in units]}
+    if not any(map(len, units)):
+        return None
+    split_units(network, units, plugin.weights_before)
+    return _all(plugin, strategy)
+
+
+_L1: Callable[[Settings], float] = attrgetter("l1")
+_RETRAINING_DRIFT: Callable[[Settings], float] = attrgetter("retraining_drift")
+_DRIFT: Callable[[Settings], float] = attrgetter("drift_lambda")
+
+FIRST = Phase("first", when=lambda plugin, task: task == 1, begin=_all, l1=_L1)
+FULL = Phase(
+    "full",
+    when=lambda plugin, task: task > 1 and not plugin.selective,
+    begin=_all,
+    finish=_measure,
+    l1=_L1,
+    drift=_RETRAINING_DRIFT,
+)
+HEAD = Phase("head", when=lambda plugin, task: task > 1 and plugin.selective, begin=_head, l1=_L1)
+RETRAINING = Phase(
+    "retraining",
+    when=lambda plugin, task: task > 1 and plugin.selective,
+    begin=_selected,
+    finish=_measure,
+    l2=attrgetter("l2"),
+    drift=_RETRAINING_DRIFT,
+    full_length=True,
+)
+EXPANSION = Phase(
+    "expansion",
+    when=lambda plugin, task: task > 1 and plugin.expand is not None,
+    begin=_new_units,
+    finish=_remove_empty,
+    l1=lambda plugin: plugin.l1 if plugin.expand == "dynamic" else 0.0,
+    group_lasso=lambda plugin: plugin.group_lasso if plugin.expand == "dynamic" else 0.0,
+)
+DRIFT = Phase("drift", when=lambda plugin, task: task > 1 and plugin.split, begin=_all, l1=_L1, drift=_DRIFT)
+SPLIT = Phase("split", when=lambda plugin, task: task > 1 and plugin.split, begin=_split, l1=_L1, drift=_DRIFT)
+
+PHASES = [FIRST, FULL, HEAD, RETRAINING, EXPANSION, DRIFT, SPLIT]
+"""All of them, in order."""

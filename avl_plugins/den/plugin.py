@@ -1,27 +1,28 @@
 """Dynamically Expandable Networks as an Avalanche plugin."""
 
+import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from avalanche.core import SupervisedPlugin
-from torch import nn
 
-from avl_plugins.checkpoint.resume import phase
-from avl_plugins.den.checks import check_use, each_layer
+from avl_plugins.checkpoint.resume import phase as numbered
+from avl_plugins.data.serving import ServedFeatures
+from avl_plugins.den.checks import check_experience, check_use, loss_before_expansion
 from avl_plugins.den.drift import Anchor, Before, anchors, drift_penalty, pull_back_
-from avl_plugins.den.duplication import drifted_units, drifts, split_units
-from avl_plugins.den.expansion import add_units, empty_units, remove_units
-from avl_plugins.den.head_inputs import HeadInputs, head_inputs
+from avl_plugins.den.groups import join_groups, train_only
+from avl_plugins.den.head_inputs import head_inputs
 from avl_plugins.den.network import DynamicallyExpandableNetwork
-from avl_plugins.den.phases import add_squares, join_groups, mean_loss, proximal_step, train_only
-from avl_plugins.den.selection import select_units
-from avl_plugins.den.stand_in import NewUnits, Selected
+from avl_plugins.den.phases import HEAD, Phase, phases_of
+from avl_plugins.den.state import checked_state
+from avl_plugins.den.steps import add_squares, proximal_step
+from avl_plugins.tasks.arguments import check_choice, check_count, check_each_layer, check_flag, check_number
+from avl_plugins.tasks.checks import check_loss
+from avl_plugins.tasks.owners import note_owner
 
 __all__ = ["DENPlugin"]
-
-STEPS = ("first", "full", "head", "retraining", "expansion", "drift", "split", "done")
-"""What is being trained, in order; the first task has "first" alone, later ones "full" or "head" and what follows."""
 
 
 class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
@@ -42,9 +43,9 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     the authors' code's 1e-5 at a learning rate of 1e-3.
 
     Deviations: L1 is applied in 4, too, which would else fill the zeros that selection lives on (the paper has W "kept
-    sparse throughout"). Where nothing is split, the second training of 4 is left out. The old copy of a split unit
-    gives its weight to the newest head up to the new copy; units of the newest task in the layer above read both. What
-    a removed unit has put out by its bias alone is lost, as in the authors' code.
+    sparse throughout"). Where nothing is split, the second training of 4 is left out. A split leaves what the newest
+    task computes as it is (see `split_units`; in the authors' code part of its head begins anew). What a removed unit
+    has put out by its bias alone is lost, as in the authors' code.
 
     Args:
         l1: mu of Eq. 2, 3 and 5.
@@ -76,13 +77,18 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     Attributes:
         history: For each task a dict: "label", "selected" (inputs, then units of each layer), "loss" where expansion
             is switched on, and by layer "added", "removed", "drift" (the largest) and "split".
+        phase: The `Phase` that is being trained, one of `phases.PHASES`; None outside.
+        weights_before: Weights and biases of the hidden layers before the task that is being trained.
 
     Raises:
-        TypeError: In `train()`, if the strategy's model is no `DynamicallyExpandableNetwork`.
+        TypeError: If an argument is of another kind; in `train()`, if the strategy's model is no
+            `DynamicallyExpandableNetwork`.
         ValueError: If an argument is out of range; in `train()`, if `expand_by` or `max_splits` has not a number for
-            each hidden layer, the strategy trains on several tasks at once, another plugin keeps something for each
-            parameter, whose shape changes, or goes back to an earlier state, parameters are frozen or not in the
-            optimizer, a task selects no units, or "proximal" does not know the optimizer.
+            each hidden layer, the strategy trains on several tasks at once, on parts of an online stream or in several
+            processes, another plugin keeps something for each parameter, whose shape changes, or goes back to an
+            earlier state, the plugin or network is another strategy's, too, parameters are frozen or not in the
+            optimizer, the criterion is a sum, "proximal" does not know the optimizer, an experience or its validation
+            data are empty, a label comes back, the loss is not finite, or a task selects no units.
     """
 
     def __init__(
@@ -108,28 +114,31 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         split: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("l1", l1),
-            ("l2", l2),
-            ("group_lasso", group_lasso),
-            ("drift_lambda", drift_lambda),
-            ("loss_threshold", loss_threshold),
-            ("drift_threshold", drift_threshold),
-            ("head_tolerance", head_tolerance),
-            ("cache_bytes", cache_bytes),
-            ("zero_tolerance", zero_tolerance),
-            ("retraining_drift", retraining_drift),
+        for name, value in {
+            "l1": l1,
+            "l2": l2,
+            "group_lasso": group_lasso,
+            "drift_lambda": drift_lambda,
+            "loss_threshold": loss_threshold,
+            "drift_threshold": drift_threshold,
+            "head_tolerance": head_tolerance,
+            "zero_tolerance": zero_tolerance,
+            "retraining_drift": retraining_drift,
+        }.items():
+            check_number(name, value, low=0)
+        check_each_layer("expand_by", expand_by)
+        check_each_layer("max_splits", max_splits, none="no bound")
+        check_count("phase_epochs", phase_epochs, none="train_epochs")
+        check_count("cache_bytes", cache_bytes, low=0)
+        check_flag("selective", selective)
+        check_flag("split", split)
+        check_choice("expand", expand, ("dynamic", "constant", None))
+        check_choice("drift_step", drift_step, ("gradient", "proximal"))
+        if validation_stream is not None and not (
+            hasattr(validation_stream, "__len__") and hasattr(validation_stream, "__getitem__")
         ):
-            if not value >= 0:
-                raise ValueError(f"{name}: expected at least 0, got {value}")
-        for name, count in (("expand_by", expand_by), ("max_splits", max_splits), ("phase_epochs", phase_epochs)):
-            if any(number < 1 for number in each_layer(count, 1) if number is not None):
-                raise ValueError(f"{name}: expected at least 1, got {count}")
-        if expand not in ("dynamic", "constant", None):
-            raise ValueError(f'expand: expected "dynamic", "constant" or None, got {expand!r}')
+            raise TypeError(f"validation_stream must be a sequence of experiences, or None, got {validation_stream!r}")
         self.l1, self.l2, self.group_lasso = l1, l2, group_lasso
-        if drift_step not in ("gradient", "proximal"):
-            raise ValueError(f'drift_step: expected "gradient" or "proximal", got {drift_step!r}')
         self.drift_lambda, self.retraining_drift, self.drift_step = drift_lambda, retraining_drift, drift_step
         self.loss_threshold, self.drift_threshold = loss_threshold, drift_threshold
         self.expand_by, self.max_splits = expand_by, max_splits
@@ -139,45 +148,58 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.validation_stream = validation_stream
         self.selective, self.expand, self.split = selective, expand, split
         self.history: list[dict[str, Any]] = []
-        self.step = "done"
+        self.phase: Phase | None = None
         self.weights_before: Before = []
-        self._expanding = self._splitting = False
         self._losses: list[float] = []
         self._running: list[float] = [0.0, 0.0]
         self._groups: dict[str, int] = {}
-        self._head_inputs: HeadInputs | None = None
+        self._head_inputs: ServedFeatures | None = None
+        self._given: AbstractContextManager[None] | None = None
         self._anchors: list[Anchor] = []
+
+    @property
+    def step(self) -> str:
+        """Name of the current phase, "done" outside; deprecated, `phase` is the phase itself."""
+        warnings.warn("DENPlugin.step is DENPlugin.phase now, a Phase or None", DeprecationWarning, stacklevel=2)
+        return "done" if self.phase is None else self.phase.name
 
     def state_dict(self) -> dict[str, Any]:
         """Return where in a task training is, the weights before it, and the history."""
         return {
             "history": [dict(entry) for entry in self.history],
-            "step": self.step,
+            "phase": None if self.phase is None else self.phase.name,
             "weights_before": [list(pair) for pair in self.weights_before],
-            "expanding": self._expanding,
-            "splitting": self._splitting,
             "losses": list(self._losses),
             "running": list(self._running),
             "groups": dict(self._groups),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` gave."""
+        """Take what `state_dict` gave, also that of an earlier version.
+
+        Raises:
+            ValueError: If an entry is missing, unknown or of another kind. Nothing has changed then.
+        """
+        phases = {phase.name: phase for task in (1, 2) for phase in phases_of(self, task)}
+        state = checked_state(state, list(phases))
         self.history = [dict(entry) for entry in state["history"]]
-        self.step = state["step"]
+        self.phase = phases.get(state["phase"])
         self.weights_before = [(weight, bias) for weight, bias in state["weights_before"]]
         self._anchors = []  # of other parameters
-        self._expanding, self._splitting = state["expanding"], state["splitting"]
         self._losses, self._running = list(state["losses"]), list(state["running"])
         self._groups = dict(state["groups"])
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse other models, training on all tasks at once, and plugins that cannot be beside this one."""
         check_use(strategy, self)
-        self._head_inputs = strategy.model.given = None  # a run may have been interrupted
+        self.after_forward(strategy)  # a run may have been interrupted
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Sort a new head into the optimizer's groups where there are several, which Avalanche cannot."""
+        """Refuse unfit experiences; sort a new head into the optimizer's groups where there are several.
+
+        Avalanche cannot.
+        """
+        check_experience(strategy, self.validation_stream if self.expand else None)
         if len(strategy.optimizer.param_groups) > 1:
             if strategy.optimized_param_id is None:
                 strategy.make_optimizer(reset_optimizer_state=True)
@@ -186,26 +208,23 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             strategy.optimized_param_id = dict(strategy.model.named_parameters())
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Begin the first phase."""
+        """Begin the task and its first phase."""
+        note_owner(strategy, self, strategy.model)
         network: DynamicallyExpandableNetwork = strategy.model
-        network.stand_in = None
-        self._anchors = []
+        network.drop_stand_in()
         self._losses, self._running = [], [0.0, 0.0]
-        if network.stamp == 1:
-            self.step = "first"
-        else:
-            self.step = "head" if self.selective else "full"
         self.weights_before = [layer.copies() for layer in network.hidden]
-        label = network.labels[-1]
+        label = network.newest
         self.history = [entry for entry in self.history if entry["label"] != label]
         self.history.append({"label": label, **{key: [] for key in ("selected", "added", "removed", "drift", "split")}})
-        self._expanding = self._splitting = False
-        self._train_only(strategy, network.head_of(label) if self.step == "head" else network)
+        if network.stamp > 1 and self.expand and self.validation_stream is not None:
+            loss_before_expansion(self, strategy)  # so that it fails now if it does
+        self._begin(phases_of(self, network.stamp)[0], strategy)
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """End the head's training when it has converged; before it, compute what it reads."""
         self._running = [0.0, 0.0]
-        if self.step != "head":
+        if self.phase is not HEAD:
             return
         if len(self._losses) > 1:
             last, now = self._losses[-2:]
@@ -217,88 +236,88 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 strategy.model, strategy.dataloader, device=strategy.device, limit=self.cache_bytes
             )
 
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Evaluate earlier tasks with the weights that they share as the phase has trained them so far."""
+        strategy.model.write_back(keep=True)
+
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Hand over what the head reads."""
-        if self._head_inputs is not None:
-            strategy.model.given = self._head_inputs.latest()
+        """Hand over what the head reads of the batch that was served."""
+        if self._head_inputs is not None and (given := self._head_inputs.latest()) is not None:
+            self._given = strategy.model.given_features(given)
+            self._given.__enter__()
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Forget it."""
-        if self._head_inputs is not None:
-            strategy.model.given = None
+        """Forget what the head reads."""
+        if self._given is not None:
+            self._given.__exit__(None, None, None)
+            self._given = None
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Add the phase's penalty."""
-        if self.step == "head":
+        """Add the phase's penalties, and refuse a loss that is not finite."""
+        if self.phase is None:
+            return
+        if self.phase is HEAD:
             self._running = [self._running[0] + float(strategy.loss.detach()), self._running[1] + 1]
-        network: DynamicallyExpandableNetwork = strategy.model
-        if self.step == "retraining" and self.l2:
-            stand_in: Any = network.stand_in
-            strategy.loss = strategy.loss + add_squares(stand_in.weights, self.l2)
-        if weight := self._drift_weight():
+        if l2 := self.phase.l2(self):
+            strategy.loss = strategy.loss + add_squares(strategy.model.stand_in.weights, l2)
+        if drift_lambda := self.phase.drift(self):
             with torch.set_grad_enabled(self.drift_step == "gradient"):
-                penalty = weight * drift_penalty(self._anchored(network))
+                penalty = drift_lambda * drift_penalty(self._anchored(strategy.model))
             strategy.loss = strategy.loss + penalty
+        hint = f"Lower the learning rate or drift_lambda (phase: {self.phase.name})"
+        check_loss(strategy, strategy.loss, hint=hint)
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Take the phase's proximal steps."""
-        if self.drift_step == "proximal" and (weight := self._drift_weight()):
-            pull_back_(self._anchored(strategy.model), strategy.optimizer, weight)
-        if self.step == "retraining" or (self.step == "expansion" and self.expand == "constant"):
+        if self.phase is None:
             return
-        group = self.group_lasso if self.step == "expansion" else 0.0
-        proximal_step(strategy, l1=self.l1, group_lasso=group)
+        if self.drift_step == "proximal" and (drift_lambda := self.phase.drift(self)):
+            pull_back_(self._anchored(strategy.model), strategy.optimizer, drift_lambda)
+        stand_in = strategy.model.stand_in
+        proximal_step(
+            strategy.optimizer,
+            l1=self.phase.l1(self),
+            group_lasso=self.phase.group_lasso(self),
+            incoming=() if stand_in is None else stand_in.incoming,
+        )
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Note the epoch's mean loss."""
-        if self.step == "head":
+        if self.phase is HEAD:
             self._losses.append(self._running[0] / max(self._running[1], 1.0))
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Run the phases after the first."""
+        """Run the phases after the first; those that were complete in a checkpoint are left out."""
         strategy._stop_training = False  # if it was set, then for the epochs that have ended
         network: DynamicallyExpandableNetwork = strategy.model
-        epochs = strategy.train_epochs if self.phase_epochs is None else self.phase_epochs
-        if network.stamp > 1:
-            if self.selective:
-                self._reach("retraining", strategy)
-                self._run("retraining", strategy, strategy.train_epochs, kwargs)
-            self._reach("expansion", strategy)
-            if self._expanding:
-                self._run("expansion", strategy, epochs, kwargs)
-            self._reach("drift", strategy)
-            if self.split:
-                self._run("drift", strategy, epochs, kwargs)
-            self._reach("split", strategy)
-            if self._splitting:
-                self._run("split", strategy, epochs, kwargs)
-        self._reach("done", strategy)
+        first, *others = phases_of(self, network.stamp)
+        if self.phase is first:
+            self._finish(strategy)
+        else:
+            others = others[others.index(self.phase) :]  # type: ignore[arg-type]
+        for phase in others:
+            if phase is self.phase or self._begin(phase, strategy):
+                self._run(phase, strategy, kwargs)
+                self._finish(strategy)
+        self.phase, self.weights_before = None, []
+        train_only(strategy, network, self._groups)
 
     def after_training(self, strategy: Any, **kwargs: Any) -> None:
         """Close the task."""
         strategy.model.finish_task()
 
-    def _reach(self, step: str, strategy: Any) -> None:
-        """Do what comes before a phase, unless the checkpoint that training goes on from was written after it."""
-        self._anchors = []
-        if STEPS.index(self.step) < STEPS.index(step):
-            getattr(self, f"_before_{step}")(strategy)
-            self.step = step
+    def _begin(self, phase: Phase, strategy: Any) -> bool:
+        """Do what comes before a phase; returns whether there is anything to train."""
+        part = phase.begin(self, strategy)
+        if part is None:
+            return False
+        self.phase, self._anchors, self._head_inputs = phase, [], None
+        train_only(strategy, part, self._groups)
+        return True
 
-    def _drift_weight(self) -> float:
-        """Return lambda of the drift penalty in this phase."""
-        if self.step in ("drift", "split"):
-            return self.drift_lambda
-        return self.retraining_drift if self.step in ("retraining", "full") else 0.0
-
-    def _anchored(self, network: DynamicallyExpandableNetwork) -> list[Anchor]:
-        """Return what the drift penalty is about, the same list all through a phase."""
-        if not self._anchors:
-            self._anchors = anchors(network, self.weights_before)
-        return self._anchors
-
-    def _run(self, step: str, strategy: Any, epochs: int, kwargs: dict[str, Any]) -> None:
-        for _ in phase(strategy, f"den: {step}", epochs=epochs):
+    def _run(self, phase: Phase, strategy: Any, kwargs: dict[str, Any]) -> None:
+        epochs = strategy.train_epochs if phase.full_length or self.phase_epochs is None else self.phase_epochs
+        for _ in numbered(strategy, f"den: {phase.name}", epochs=epochs):
             strategy._before_training_epoch(**kwargs)
             if strategy._stop_training:
                 break
@@ -306,79 +325,13 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             strategy._after_training_epoch(**kwargs)
         strategy._stop_training = False
 
-    def _before_retraining(self, strategy: Any) -> None:
-        network: DynamicallyExpandableNetwork = strategy.model
-        head = network.head_of(network.labels[-1]).weight
-        weights = [layer.layer.weight for layer in network.hidden]
-        positions = [*(layer.positions for layer in network.hidden[1:]), network.head_positions]
-        units = select_units(head, weights, positions=positions, tolerance=self.zero_tolerance)
-        if any(len(own) == 0 for own in units):
-            raise ValueError(
-                f"l1: task {network.labels[-1]} selects {[len(own) for own in units]} inputs and units by layer; "
-                f"{self.l1} drives too many weights to zero, lower it"
-            )
-        self._head_inputs = None
-        self.history[-1]["selected"] = [len(own) for own in units]
-        network.stand_in = Selected(network, units)
-        self._train_only(strategy, network.stand_in)
+    def _finish(self, strategy: Any) -> None:
+        """Do what comes after the current phase."""
+        if self.phase is not None:
+            self.phase.finish(self, strategy)
 
-    def _before_expansion(self, strategy: Any) -> None:
-        network: DynamicallyExpandableNetwork = strategy.model
-        loss = self._loss_before_expansion(strategy) if self.expand else 0.0
-        self._write_back(network)
-        self._expanding = self.expand == "constant" or (self.expand == "dynamic" and loss > self.loss_threshold)
-        if self._expanding:
-            counts = each_layer(self.expand_by, len(network.layers))
-            add_units(network, counts)
-            self.history[-1] |= {"added": counts, "removed": [0] * len(counts)}
-            network.stand_in = NewUnits(network, counts)
-            self._train_only(strategy, network.stand_in)
-
-    def _loss_before_expansion(self, strategy: Any) -> float:
-        network, data = strategy.model, strategy.experience
-        if self.validation_stream is not None:
-            data = self.validation_stream[data.current_experience]
-        # Before what was trained is written back: the selected part is faster.
-        loss = self.history[-1]["loss"] = mean_loss(strategy, network.labels[-1], data.dataset.eval())
-        return loss
-
-    def _before_drift(self, strategy: Any) -> None:
-        network: DynamicallyExpandableNetwork = strategy.model
-        self._write_back(network)
-        if self._expanding and self.expand == "dynamic":
-            removed = []
-            for index in reversed(range(len(network.layers))):
-                empty = empty_units(network.hidden[index].layer.weight)
-                stamps = network.hidden[index].stamps
-                empty = empty[[stamps[unit] == network.stamp for unit in empty.tolist()]]
-                remove_units(network, index, empty)
-                removed.append(len(empty))
-            self.history[-1]["removed"] = removed[::-1]
-        self._train_only(strategy, network)
-
-    def _before_split(self, strategy: Any) -> None:
-        if not self.split:
-            return
-        network: DynamicallyExpandableNetwork = strategy.model
-        moved = drifts(network, self.weights_before)
-        most = each_layer(self.max_splits, len(moved))
-        units = [drifted_units(own, self.drift_threshold, k) for own, k in zip(moved, most, strict=True)]
-        self.history[-1] |= {"drift": [float(own.max()) for own in moved], "split": [len(own) for own in units]}
-        self._splitting = any(len(own) for own in units)
-        if self._splitting:
-            split_units(network, units, self.weights_before)
-            self._train_only(strategy, network)
-
-    def _before_done(self, strategy: Any) -> None:
-        self._write_back(strategy.model)
-        self._train_only(strategy, strategy.model)
-        self.weights_before = []
-
-    def _train_only(self, strategy: Any, part: nn.Module) -> None:
-        train_only(strategy, part, self._groups)
-
-    @staticmethod
-    def _write_back(network: DynamicallyExpandableNetwork) -> None:
-        if network.stand_in is not None:
-            network.stand_in.write_back()
-            network.stand_in = None
+    def _anchored(self, network: DynamicallyExpandableNetwork) -> list[Anchor]:
+        """Return what the drift penalty is about, the same list all through a phase."""
+        if not self._anchors:
+            self._anchors = anchors(network, self.weights_before)
+        return self._anchors

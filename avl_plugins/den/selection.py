@@ -1,11 +1,14 @@
 """Selective retraining (Alg. 2): which units a new task uses."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["select_units"]
+from avl_plugins.tasks.arguments import check_number
+
+__all__ = ["select_units", "units_with_a_path"]
 
 
 def select_units(
@@ -28,14 +31,27 @@ def select_units(
     Raises:
         ValueError: If `tolerance` is negative.
     """
-    if tolerance < 0:
-        raise ValueError(f"tolerance: expected at least 0, got {tolerance}")
+    check_number("tolerance", tolerance, low=0)
     used = _read_by(head, torch.arange(len(head), device=head.device), positions[-1], tolerance)
     found = [used]
     for weight, per_unit in zip(reversed(weights), [*reversed(positions[:-1]), 1], strict=True):
         used = _read_by(weight, used, per_unit, tolerance)
         found.append(used)
     return found[::-1]
+
+
+def units_with_a_path(network: Any, *, tolerance: float = 0.0) -> list[list[int]]:
+    """Return the inputs, and the units of each layer of a `DynamicallyExpandableNetwork`, that its newest task uses.
+
+    See `select_units`. Units that have been split are not looked at: they are the earlier tasks'.
+    """
+    label = network.newest
+    units = network.units_of(label)
+    layers = zip(network.hidden, units, [None, *units[:-1]], strict=True)
+    weights = [layer.block(own, below)[0] for layer, own, below in layers]
+    positions = [*(layer.positions for layer in network.hidden[1:]), network.head_positions]
+    inputs, *found = select_units(network.head_weight(label), weights, positions=positions, tolerance=tolerance)
+    return [inputs.tolist(), *([own[i] for i in chosen.tolist()] for own, chosen in zip(units, found, strict=True))]
 
 
 def _read_by(weight: Tensor, rows: Tensor, positions: int, tolerance: float) -> Tensor:

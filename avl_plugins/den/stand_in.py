@@ -3,47 +3,49 @@
 Nothing else can move then, whatever the optimizer does: it sees these parameters only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avl_plugins.den.layers import affine, entries
+from avl_plugins.den.layers import entries, take
+from avl_plugins.tasks.states import is_count, list_of
 
-__all__ = ["NewUnits", "Selected", "StandIn", "make_stand_in"]
+__all__ = ["NewUnits", "Selected", "StandIn", "all_that_is_used", "make_stand_in"]
 
 
 class StandIn(nn.Module):
-    """Computes the newest task's logits from parameters of its own.
+    """Computes the newest task's logits from parameters of its own, and otherwise with what the network has.
 
-    Args:
-        network: The network whose newest task is trained.
+    Its methods are given the network that it was made for.
     """
 
     kind = ""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        # Kept out of the module tree: the network has the stand-in as a part.
-        self._network = (network,)
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
 
     @property
-    def network(self) -> Any:
-        """The network."""
-        return self._network[0]
+    def incoming(self) -> list[Tensor]:
+        """Incoming weights of new units, by layer, to which group lasso applies."""
+        return []
+
+    def anchors(self, network: Any, before: Sequence[tuple[Tensor, Tensor | None]]) -> list[tuple[Tensor, Tensor]]:
+        """Return the weights and biases that there were before, the first ones of each layer, and what they were."""
+        return []
 
     def shape(self) -> dict[str, Any]:
         """Return what `make_stand_in` needs."""
         raise NotImplementedError
 
-    def sources(self) -> dict[str, str]:
+    def sources(self, network: Any) -> dict[str, str]:
         """Return the name of the network's parameter that each of these is a part of."""
         raise NotImplementedError
 
-    def write_back(self) -> None:
+    def write_back(self, network: Any) -> None:
         """Put what was trained into the network."""
         raise NotImplementedError
 
@@ -53,70 +55,64 @@ class Selected(StandIn):
 
     Args:
         network: The network.
-        units: Selected inputs and units of each layer, as `select_units` gives them.
+        units: Selected inputs and units of each layer, in order, as `select_units` gives them.
     """
 
     kind = "selected"
 
-    def __init__(self, network: Any, units: Sequence[Tensor]) -> None:
-        super().__init__(network)
-        self.units = [own.cpu() for own in units]
-        inputs = network.hidden[0].layer.weight.shape[1]
-        self.all_inputs = len(self.units[0]) == inputs
-        head = network.head_of(network.labels[-1])
-        below = self.units[0]
-        for layer, own in zip(network.hidden, self.units[1:], strict=True):
-            columns = entries(below, layer.positions)
-            self.weights.append(layer.layer.weight.detach()[own][:, columns].contiguous())
-            self.biases.append(torch.empty(0) if layer.layer.bias is None else layer.layer.bias.detach()[own])
-            below = own
-        self.weights.append(head.weight.detach()[:, entries(below, network.head_positions)].contiguous())
+    def __init__(self, network: Any, units: Sequence[Sequence[int] | Tensor]) -> None:
+        super().__init__()
+        self.units: list[list[int]] = [torch.as_tensor(own).tolist() for own in units]
+        self.all_inputs = len(self.units[0]) == network.hidden[0].layer.weight.shape[1]
+        for layer, own, below in self._layers(network):
+            weight, bias = layer.block(own, below)
+            self.weights.append(weight.detach().clone())
+            self.biases.append(torch.empty(0) if bias is None else bias.detach().clone())
+        head = network.head_of(network.newest)
+        self.weights.append(take(head.weight.detach(), 1, self.units[-1], network.head_positions).clone())
         self.biases.append(head.bias.detach().clone())
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, network: Any, x: Tensor) -> Tensor:
         """Return the logits."""
+        h = network.before(x)
         if not self.all_inputs:
-            h = h.index_select(1, self.units[0].to(h.device))
+            h = take(h, 1, self.units[0])
         *hidden, head = zip(self.weights, self.biases, strict=True)
-        for layer, (weight, bias) in zip(self.network.hidden, hidden, strict=True):
+        for layer, (weight, bias) in zip(network.hidden, hidden, strict=True):
             h = layer(h, weight, bias if bias.numel() else None)
         return nn.functional.linear(h.flatten(1), *head)
 
-    def anchors(self, before: Sequence[tuple[Tensor, Tensor | None]]) -> list[tuple[Tensor, Tensor]]:
-        """Return the selected weights and biases of the hidden layers, and what they were `before`."""
+    def anchors(self, network: Any, before: Sequence[tuple[Tensor, Tensor | None]]) -> list[tuple[Tensor, Tensor]]:
+        """Return the weights and biases that there were before, the first ones of each layer, and what they were."""
         found: list[tuple[Tensor, Tensor]] = []
-        below = self.units[0]
-        hidden = zip(self.network.hidden, self.units[1:], before, self.weights, self.biases, strict=False)
-        for layer, own, (past, past_bias), weight, bias in hidden:
-            found.append((weight, past[own][:, entries(below, layer.positions)]))
+        parts = zip(self._layers(network), before, self.weights, self.biases, strict=False)
+        for (layer, own, below), (past, past_bias), weight, bias in parts:
+            units = [unit for unit in own if unit < len(past)]
+            inputs = [unit for unit in below if unit * layer.positions < past.shape[1]]
+            found.append((weight, take(take(past, 0, units), 1, inputs, layer.positions)))
             if past_bias is not None:
-                found.append((bias, past_bias[own]))
-            below = own
+                found.append((bias, take(past_bias, 0, units)))
         return found
 
     def shape(self) -> dict[str, Any]:
         """Return the selected units."""
-        return {"kind": self.kind, "units": [own.tolist() for own in self.units]}
+        return {"kind": self.kind, "units": [list(own) for own in self.units]}
 
-    def sources(self) -> dict[str, str]:
+    def sources(self, network: Any) -> dict[str, str]:
         """Return the name of the network's parameter that each of these is a part of."""
-        return _sources(self.network, [(f"weights.{k}", f"biases.{k}") for k in range(len(self.weights))])
+        return _sources(network, [(f"weights.{k}", f"biases.{k}") for k in range(len(self.weights))])
 
     @torch.no_grad()
-    def write_back(self) -> None:
+    def write_back(self, network: Any) -> None:
         """Scatter the sub-matrices."""
-        below = self.units[0]
-        for layer, own, weight, bias in zip(
-            self.network.hidden, self.units[1:], list(self.weights)[:-1], list(self.biases)[:-1], strict=True
-        ):
-            columns = entries(below, layer.positions)
-            layer.layer.weight[own[:, None], columns[None]] = weight
-            if layer.layer.bias is not None:
-                layer.layer.bias[own] = bias
-            below = own
-        head = self.network.head_of(self.network.labels[-1])
-        head.weight[:, entries(below, self.network.head_positions)] = self.weights[-1]
-        head.bias.copy_(self.biases[-1])
+        parts = zip(self._layers(network), self.weights, self.biases, strict=False)
+        for (layer, own, below), weight, bias in parts:
+            layer.put(own, below, weight, bias if bias.numel() else None)
+        _write_head(network, self.units[-1], self.weights[-1], self.biases[-1])
+
+    def _layers(self, network: Any) -> Iterator[tuple[Any, list[int], list[int]]]:
+        """Yield the layers with their selected units and those below."""
+        yield from zip(network.hidden, self.units[1:], self.units[:-1], strict=True)
 
 
 class NewUnits(StandIn):
@@ -130,67 +126,97 @@ class NewUnits(StandIn):
     kind = "new"
 
     def __init__(self, network: Any, added: Sequence[int]) -> None:
-        super().__init__(network)
+        super().__init__()
         self.added = list(added)
         self.outgoing = nn.ParameterList()
-        below_added = 0
-        for layer, new in zip(network.hidden, self.added, strict=True):
-            weight, old = layer.layer.weight.detach(), layer.units - new
-            split = weight.shape[1] - below_added * layer.positions
-            self.weights.append(weight[old:].clone())
-            self.outgoing.append(weight[:old, split:].clone())
-            self.biases.append(torch.empty(0) if layer.layer.bias is None else layer.layer.bias.detach()[old:].clone())
-            below_added = new
-        head = network.head_of(network.labels[-1])
-        self.weights.append(head.weight.detach().clone())
-        self.biases.append(head.bias.detach().clone())
+        for layer, (old, new), below, below_new in self._layers(network):
+            weight, bias = layer.block(new, below)
+            self.weights.append(weight.detach().clone())
+            self.outgoing.append(layer.block(old, below_new)[0].detach().clone())
+            self.biases.append(torch.empty(0) if bias is None else bias.detach().clone())
+        self.weights.append(network.head_weight(network.newest).detach().clone())
+        self.biases.append(network.head_of(network.newest).bias.detach().clone())
 
-    def forward(self, h: Tensor) -> Tensor:
+    @property
+    def incoming(self) -> list[Tensor]:
+        """Incoming weights of the new units, by layer."""
+        return list(self.weights)[:-1]
+
+    def forward(self, network: Any, x: Tensor) -> Tensor:
         """Return the logits; old weights are constants."""
-        for k, layer in enumerate(self.network.hidden):
-            h = layer.after(affine(layer.layer, h, *self._joined(k, layer)))
+        h = network.before(x)
+        parts = zip(self._layers(network), self.weights, self.outgoing, self.biases, strict=False)
+        for (layer, (old, _), below, below_new), weight, outgoing, bias in parts:
+            below_old = None if below is None else below[: len(below) - len(below_new)]
+            known, known_bias = layer.block(old, below_old)
+            joined = torch.cat([torch.cat([known.detach(), outgoing], dim=1), weight])
+            h = layer(h, joined, None if known_bias is None else torch.cat([known_bias.detach(), bias]))
         return nn.functional.linear(h.flatten(1), self.weights[-1], self.biases[-1])
 
     def shape(self) -> dict[str, Any]:
         """Return how many units are new."""
         return {"kind": self.kind, "added": list(self.added)}
 
-    def sources(self) -> dict[str, str]:
+    def sources(self, network: Any) -> dict[str, str]:
         """Return the name of the network's parameter that each of these is a part of."""
-        found = _sources(self.network, [(f"weights.{k}", f"biases.{k}") for k in range(len(self.weights))])
+        found = _sources(network, [(f"weights.{k}", f"biases.{k}") for k in range(len(self.weights))])
         return found | {f"outgoing.{k}": f"layers.{k}.layer.weight" for k in range(len(self.outgoing))}
 
     @torch.no_grad()
-    def write_back(self) -> None:
+    def write_back(self, network: Any) -> None:
         """Put the new blocks into the layers, and the head's weights into the head."""
-        for k, layer in enumerate(self.network.hidden):
-            weight, bias = self._joined(k, layer)
-            layer.layer.weight.copy_(weight)
-            if bias is not None:
-                layer.layer.bias.copy_(bias)
-        head = self.network.head_of(self.network.labels[-1])
-        head.weight.copy_(self.weights[-1])
-        head.bias.copy_(self.biases[-1])
+        parts = zip(self._layers(network), self.weights, self.outgoing, self.biases, strict=False)
+        for (layer, (old, new), below, below_new), weight, outgoing, bias in parts:
+            layer.put(new, below, weight, bias if bias.numel() else None)
+            layer.put(old, below_new, outgoing, None)
+        _write_head(network, network.units_of(network.newest)[-1], self.weights[-1], self.biases[-1])
 
-    def _joined(self, k: int, layer: Any) -> tuple[Tensor, Tensor | None]:
-        old, outgoing = layer.units - self.added[k], self.outgoing[k]
-        known = layer.layer.weight.detach()[:old, : layer.layer.weight.shape[1] - outgoing.shape[1]]
-        weight = torch.cat([torch.cat([known, outgoing], dim=1), self.weights[k]])
-        if layer.layer.bias is None:
-            return weight, None
-        return weight, torch.cat([layer.layer.bias.detach()[:old], self.biases[k]])
+    def _layers(self, network: Any) -> Iterator[tuple[Any, tuple[list[int], list[int]], list[int] | None, list[int]]]:
+        """Yield layers, their old and new units, the units below (None for all inputs) and the new ones of these."""
+        below: list[int] | None = None
+        below_new: list[int] = []
+        for layer, units, added in zip(network.hidden, network.units_of(network.newest), self.added, strict=True):
+            old, new = units[: len(units) - added], units[len(units) - added :]
+            yield layer, (old, new), below, below_new
+            below, below_new = units, new
+
+
+def all_that_is_used(network: Any) -> Selected | None:
+    """Return a stand-in for all that the newest task uses; None where that is the network as a whole.
+
+    Units that have been split, and what reads them, are the earlier tasks' and must not move.
+    """
+    if not any(map(any, (layer.splits for layer in network.hidden))):
+        return None
+    inputs = network.hidden[0].layer.weight.shape[1]
+    return Selected(network, [range(inputs), *network.units_of(network.newest)])
 
 
 def make_stand_in(network: Any, shape: dict[str, Any]) -> StandIn:
-    """Make a stand-in of the shape that one said of itself; its values are filled from a state_dict."""
-    if shape["kind"] == Selected.kind:
-        return Selected(network, [torch.tensor(units, dtype=torch.long) for units in shape["units"]])
-    return NewUnits(network, shape["added"])
+    """Make a stand-in of the shape that one said of itself; its values are filled from a state_dict.
+
+    Raises:
+        ValueError: It is the shape of none.
+    """
+    kinds: dict[str, tuple[type[Selected | NewUnits], str, Any]] = {
+        Selected.kind: (Selected, "units", list_of(list_of(is_count))),
+        NewUnits.kind: (NewUnits, "added", list_of(is_count)),
+    }
+    made, name, fits = kinds.get(shape.get("kind", ""), kinds[NewUnits.kind])
+    if shape.keys() != {"kind", name} or not fits(shape[name]):
+        raise ValueError(f"stand_in: no phase trains a part of the shape {shape!s:.80}")
+    return made(network, shape[name])
+
+
+def _write_head(network: Any, units: Sequence[int], weight: Tensor, bias: Tensor) -> None:
+    head = network.head_of(network.newest)
+    head.weight[:, entries(torch.tensor(units, device=head.weight.device), network.head_positions)] = weight
+    head.bias.copy_(bias)
 
 
 def _sources(network: Any, names: Sequence[tuple[str, str]]) -> dict[str, str]:
     *hidden, (head_weight, head_bias) = names
-    label = network.labels[-1]
+    label = network.newest
     found = {head_weight: f"heads.{label}.weight", head_bias: f"heads.{label}.bias"}
     for k, (weight, bias) in enumerate(hidden):
         found |= {weight: f"layers.{k}.layer.weight", bias: f"layers.{k}.layer.bias"}

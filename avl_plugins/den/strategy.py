@@ -10,11 +10,12 @@ from torch.optim import Optimizer
 from avl_plugins.checkpoint.resume import Resumable
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.plugin import DENPlugin
-from avl_plugins.tasks.keywords import take_arguments_of, with_arguments_of
+from avl_plugins.tasks.keywords import keywords_only, take_arguments_of, with_arguments_of
 
 __all__ = ["DEN"]
 
 
+@keywords_only
 class DEN(Resumable, SupervisedTemplate):
     """Dynamically Expandable Networks: `SupervisedTemplate` with a `DENPlugin` after the given plugins.
 
@@ -31,7 +32,7 @@ class DEN(Resumable, SupervisedTemplate):
         den: the plugin.
 
     Raises:
-        TypeError: If the model is no `DynamicallyExpandableNetwork`.
+        TypeError: If the model is no `DynamicallyExpandableNetwork`, or an argument is positional.
     """
 
     @with_arguments_of(DENPlugin)
@@ -44,6 +45,6 @@ class DEN(Resumable, SupervisedTemplate):
         **kwargs: Any,
     ):
         if not isinstance(model, DynamicallyExpandableNetwork):
-            raise TypeError(f"model: expected a DynamicallyExpandableNetwork, got a {type(model).__name__}")
+            raise TypeError(f"model must be a DynamicallyExpandableNetwork, got a {type(model).__name__}")
         self.den = DENPlugin(**take_arguments_of(DENPlugin, kwargs))
         super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or []), self.den], **kwargs)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from avl_plugins.tasks.arguments import check_count
+
 __all__ = ["frechet_distance", "small_classifier"]
 
 
@@ -51,6 +53,9 @@ def small_classifier(
         features: Units in the second.
         seed: Of weights and batches.
     """
+    for name, count in (("iterations", iterations), ("width", width), ("features", features)):
+        check_count(name, count)
+    check_count("seed", seed, low=0)
     x = x.float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

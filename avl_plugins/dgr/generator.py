@@ -8,7 +8,20 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Generator", "Range", "RangedGenerator", "check_samples", "inside"]
+from avl_plugins.tasks.arguments import check_count, check_number
+
+__all__ = [
+    "Generator",
+    "Range",
+    "RangedGenerator",
+    "check_generator",
+    "check_module",
+    "check_range",
+    "check_samples",
+    "checked_samples",
+    "inside",
+    "range_of",
+]
 
 COLLAPSED = 1e-6
 """Mean variance over samples, in units of the data's squared range, below which a generator gives one image."""
@@ -56,6 +69,7 @@ class Range(nn.Module):
         data_range: (low, high), or None: not known yet.
 
     Raises:
+        TypeError: If it is no pair of numbers.
         ValueError: If low is not below high, or one is not finite; on use, if it is not known, or x is outside.
     """
 
@@ -68,10 +82,7 @@ class Range(nn.Module):
 
     def set(self, data_range: tuple[float, float]) -> None:
         """Declare the range."""
-        low, high = (float(bound) for bound in data_range)
-        if not (low < high and abs(low) < float("inf") and abs(high) < float("inf")):
-            raise ValueError(f"data_range: expected finite (low, high) with low < high, got {tuple(data_range)}")
-        self.bounds = (low, high)
+        self.bounds = check_range("data_range", data_range)
 
     def to_unit(self, x: Tensor) -> Tensor:
         """Return u = 2 (x - low) / (high - low) - 1 as float32."""
@@ -79,8 +90,8 @@ class Range(nn.Module):
         smallest, largest = (float(v) for v in x.aminmax())
         if not inside(smallest, largest, (low, high)):
             raise ValueError(
-                f"data_range: declared as ({low:g}, {high:g}), and the data have values from {smallest:g} to "
-                f"{largest:g}; declare the range they really have"
+                f"data_range: it is ({low:g}, {high:g}), and the data have values from {smallest:g} to {largest:g}; "
+                "declare the range they really have"
             )
         self.dtype = x.dtype
         return (x.float() - low) * (2 / (high - low)) - 1
@@ -135,12 +146,50 @@ class RangedGenerator(nn.Module):
             ValueError: If the ratio is no weight, or leaves some to replayed samples that are not there, or the data
                 are outside the range.
         """
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"ratio: expected a weight in [0, 1], got {ratio}")
+        check_number("ratio", ratio, low=0, high=1)
         if replayed is None and ratio != 1:
             raise ValueError(f"ratio: without replayed samples it has to be 1, got {ratio}")
         both = ((real, ratio), (replayed, 1 - ratio))
         return [(self.range.to_unit(x), weight) for x, weight in both if x is not None and len(x)]
+
+
+def check_range(name: str, bounds: Any) -> tuple[float, float]:
+    """Return a range as two floats.
+
+    Raises:
+        TypeError: It is no pair of numbers.
+        ValueError: One is not finite, or the first is not below the second.
+    """
+    if not isinstance(bounds, list | tuple) or len(bounds) != 2:
+        raise TypeError(f"{name} must be (low, high), got {bounds!r}")
+    for bound in bounds:
+        check_number(name, bound)
+    low, high = (float(bound) for bound in bounds)
+    if not low < high:
+        raise ValueError(f"{name} must be (low, high) with low < high, got {tuple(bounds)}")
+    return low, high
+
+
+def check_generator(generator: Any, *, needed: bool) -> None:
+    """Refuse what is no generator, one whose attributes cannot be, and None where one is needed."""
+    if generator is None and not needed:
+        return
+    if not isinstance(generator, Generator) or isinstance(generator, type):
+        found = f"{generator.__name__} itself" if isinstance(generator, type) else type(generator).__name__
+        raise TypeError(
+            f"generator must be a Generator such as WGANGP(...) or VAE(...), got {found}; it needs batch_size, "
+            "data_range, fit_batch, sample, state_dict and load_state_dict"
+        )
+    check_count("generator.batch_size", generator.batch_size)
+    if generator.data_range is not None:
+        check_range("generator.data_range", generator.data_range)
+
+
+def check_module(name: str, value: Any, *, none: str | None = None) -> None:
+    """Refuse what is no module, with a TypeError; `none` says what None means, where it is allowed."""
+    if not isinstance(value, nn.Module) and not (value is None and none is not None):
+        or_none = "" if none is None else f", or None for {none}"
+        raise TypeError(f"{name} must be a torch.nn.Module{or_none}, got {value!r}")
 
 
 def inside(smallest: float, largest: float, data_range: tuple[float, float]) -> bool:
@@ -148,6 +197,39 @@ def inside(smallest: float, largest: float, data_range: tuple[float, float]) -> 
     low, high = data_range
     slack = 1e-4 * (high - low)
     return low - slack <= smallest and largest <= high + slack
+
+
+def range_of(low: float, high: float, bounds: Any, *, declared: bool) -> tuple[float, float]:
+    """Return the range that a generator needs for data with values from `low` to `high`.
+
+    Args:
+        low: Smallest value.
+        high: Largest value.
+        bounds: The range it has; None if it is not known.
+        declared: Whether a user said it, who is then told where data are outside; else it is widened.
+
+    Raises:
+        ValueError: The data are outside the declared range, or none can be read from them.
+    """
+    if bounds is not None and inside(low, high, bounds):
+        return bounds[0], bounds[1]
+    if bounds is not None and declared:
+        raise ValueError(
+            f"data_range: declared as ({bounds[0]:g}, {bounds[1]:g}), and the data have values from {low:g} to "
+            f"{high:g}; declare the range they really have"
+        )
+    if bounds is not None:
+        low, high = min(low, bounds[0]), max(high, bounds[1])
+    if not (isfinite(low) and isfinite(high) and low < high):
+        raise ValueError(
+            f"data_range: it cannot be read from data with values from {low:g} to {high:g}; pass it to the generator"
+        )
+    return low, high
+
+
+def checked_samples(generator: Any, n: int, random: torch.Generator | None) -> Tensor:
+    """Return samples of a generator, which may be a user's own; see `check_samples`."""
+    return check_samples(generator.sample(n, random), generator.data_range, type(generator).__name__)
 
 
 def check_samples(x: Tensor, data_range: tuple[float, float] | None, name: str) -> Tensor:

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
+
+from avl_plugins.dgr.generator import check_module
+from avl_plugins.tasks.arguments import check_count, check_flag
 
 __all__ = [
     "conv_critic",
@@ -43,9 +47,14 @@ def conv_decoder(
         normalise: BatchNorm between the layers.
 
     Raises:
-        ValueError: If `shape` is another one.
+        TypeError: If an argument is of another kind.
+        ValueError: If one is out of range, or `shape` is another one.
     """
     channels, height, width = _image_shape(shape)
+    check_count("latent", latent)
+    check_count("maps", maps)
+    check_module("output", output, none="no module after the last layer")
+    check_flag("normalise", normalise)
     bottom = (2 * maps, height // 4, width // 4)
 
     def norm(features: int) -> list[nn.Module]:
@@ -70,6 +79,8 @@ def conv_critic(shape: Sequence[int], *, maps: int = 32, outputs: int = 1) -> nn
     Without BatchNorm, as the gradient penalty wants it.
     """
     channels, height, width = _image_shape(shape)
+    check_count("maps", maps)
+    check_count("outputs", outputs)
     return nn.Sequential(
         nn.Conv2d(channels, maps, 4, stride=2, padding=1),
         nn.LeakyReLU(0.2),
@@ -82,6 +93,7 @@ def conv_critic(shape: Sequence[int], *, maps: int = 32, outputs: int = 1) -> nn
 
 def conv_encoder(shape: Sequence[int], latent: int, *, maps: int = 32) -> nn.Sequential:
     """From images to means and log variances (N, 2 latent)."""
+    check_count("latent", latent)
     return conv_critic(shape, maps=maps, outputs=2 * latent)
 
 
@@ -89,17 +101,23 @@ def mlp_decoder(
     latent: int, shape: Sequence[int], *, units: Sequence[int] = (512, 512), output: nn.Module | None = None
 ) -> nn.Sequential:
     """From z (N, latent) to (N, *shape) through ReLU layers."""
+    _check_mlp(shape, units)
+    check_count("latent", latent)
+    check_module("output", output, none="no module after the last layer")
     layers = _mlp((latent, *units, prod(shape)))
     return nn.Sequential(*layers, Reshape(shape), *([] if output is None else [output]))
 
 
 def mlp_critic(shape: Sequence[int], *, units: Sequence[int] = (512, 512), outputs: int = 1) -> nn.Sequential:
     """From (N, *shape) to (N, outputs) through ReLU layers."""
+    _check_mlp(shape, units)
+    check_count("outputs", outputs)
     return nn.Sequential(nn.Flatten(), *_mlp((prod(shape), *units, outputs)))
 
 
 def mlp_encoder(shape: Sequence[int], latent: int, *, units: Sequence[int] = (400, 400)) -> nn.Sequential:
     """From (N, *shape) to means and log variances (N, 2 latent)."""
+    check_count("latent", latent)
     return mlp_critic(shape, units=units, outputs=2 * latent)
 
 
@@ -110,8 +128,22 @@ def _mlp(sizes: Sequence[int]) -> list[nn.Module]:
     return layers[:-1]
 
 
-def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+def _check_mlp(shape: Any, units: Any) -> None:
+    _check_sizes("shape", shape)
+    _check_sizes("units", units)
+
+
+def _check_sizes(name: str, sizes: Any) -> None:
+    """Refuse what is no sequence of positive integers; an empty one is fine."""
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        raise TypeError(f"{name} must be a sequence of integers, got {sizes!r}")
+    for size in sizes:
+        check_count(name, size)
+
+
+def _image_shape(shape: Any) -> tuple[int, int, int]:
+    _check_sizes("shape", shape)
     if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
-        raise ValueError(f"shape: expected (channels, height, width), both sides divisible by 4, got {tuple(shape)}")
+        raise ValueError(f"shape must be (channels, height, width), both sides divisible by 4, got {tuple(shape)}")
     channels, height, width = shape
     return channels, height, width

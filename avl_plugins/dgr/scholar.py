@@ -1,19 +1,23 @@
 """A scholar: a generator that gives inputs and a solver that answers them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from math import isfinite
 from typing import Any, Literal
 
 import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy, log_softmax
+
+from avl_plugins.dgr.frozen import detached_copy
+from avl_plugins.dgr.targets import Categorical, Targets, targets_from_plain, targets_to_plain
+from avl_plugins.tasks.arguments import check_choice, check_count, check_flag, check_number
 
 __all__ = ["Answers", "Scholar", "Solver", "replay_loss"]
 
 Labels = Literal["hard", "soft"]
 _CHUNK = 1000
+_CLASSES = Categorical()
 
 
 class Solver:
@@ -22,28 +26,53 @@ class Solver:
     It keeps copies of the parameters and buffers; the module they are put into may have grown since.
 
     Args:
-        model: The solver, x -> logits, or (x, task label) -> logits for a `MultiTaskModule`.
-        classes: Labels of the classes known by then; answers are among them. None: all outputs.
+        model: The solver, x -> outputs, or (x, task label) -> outputs for a `MultiTaskModule`. Of a `DataParallel`, the
+            module in it.
+        classes: Labels of the classes known by then; answers are among them if they are classes. None: all outputs.
         task_labels: Heads known by then, for a `MultiTaskModule`.
+        targets: What the outputs mean.
+        tensors: Its parameters and buffers by name; None: those that the model has now.
+
+    Raises:
+        ValueError: If the model lacks a parameter or buffer among `tensors`.
     """
 
-    def __init__(self, model: nn.Module, *, classes: Sequence[int] | None, task_labels: Sequence[int] = ()) -> None:
-        self.skeleton = deepcopy(model).eval().requires_grad_(False)
-        self.tensors: dict[str, Tensor] = {
-            name: value.detach().clone()
-            for name, value in (*model.named_parameters(), *model.named_buffers())
-        }  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        classes: Sequence[int] | None,
+        task_labels: Sequence[int] = (),
+        targets: Targets = _CLASSES,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.skeleton: nn.Module = detached_copy(model.module if isinstance(model, nn.DataParallel) else model).eval()
+        now = {**dict(self.skeleton.named_parameters()), **dict(self.skeleton.named_buffers())}
+        if tensors is None:
+            self.tensors = {name: value.detach() for name, value in now.items()}
+        else:
+            if missing := sorted(tensors.keys() - now.keys()):
+                raise ValueError(f"model: the old solver has {', '.join(missing[:3])}, and this one has not")
+            device = next((value.device for value in now.values()), torch.device("cpu"))
+            self.tensors = {name: value.to(device) for name, value in tensors.items()}
         self.classes = None if classes is None else sorted(set(classes))
         self.task_labels = list(task_labels)
+        self.targets = targets
 
     @property
     def device(self) -> torch.device:
         """Where it is, and its inputs have to be; the CPU if it has no parameters."""
         return next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
 
+    def to(self, device: Any) -> "Solver":
+        """Move it to a device, and return it."""
+        self.skeleton.to(device)
+        self.tensors = {name: value.to(device) for name, value in self.tensors.items()}
+        return self
+
     @torch.no_grad()
     def logits(self, x: Tensor) -> list[tuple[int | None, Tensor]]:
-        """Return (task label, logits) of every head known then; (None, logits) of a model without task labels."""
+        """Return (task label, outputs) of every head known then; (None, outputs) of a model without task labels."""
         heads: list[int | None] = list(self.task_labels) if isinstance(self.skeleton, MultiTaskModule) else [None]
         self.skeleton.eval()
         found = []
@@ -53,35 +82,44 @@ class Solver:
                 for part in x.split(_CHUNK)
             ]
             out = torch.cat(parts)
-            if head is None and self.classes is not None:
+            if head is None and self.classes is not None and self.targets.likelihood == "categorical":
                 known = torch.zeros(out.shape[1], dtype=torch.bool, device=out.device)
                 known[[c for c in self.classes if c < out.shape[1]]] = True
-                out = out.masked_fill(~known, float("-inf"))
+                out = out.masked_fill(~known.view(-1, *[1] * (out.dim() - 2)), float("-inf"))
             found.append((head, out))
         return found
 
 
 class Answers:
-    """What an old solver answers to replayed inputs: per head, class labels or logits.
+    """What an old solver answers to replayed inputs: its outputs per head.
 
     Attributes:
         x: Inputs (N, *shape).
-        heads: (task label or None, logits (N, classes)).
+        heads: (task label or None, outputs (N, ...)).
+        targets: What the outputs mean.
     """
 
-    def __init__(self, x: Tensor, heads: Sequence[tuple[int | None, Tensor]]) -> None:
-        self.x, self.heads = x, list(heads)
+    def __init__(self, x: Tensor, heads: Sequence[tuple[int | None, Tensor]], targets: Targets = _CLASSES) -> None:
+        self.x, self.heads, self.targets = x, list(heads), targets
 
     def __len__(self) -> int:
         return len(self.x)
 
     def rows(self, start: int, stop: int) -> "Answers":
         """Return some of them."""
-        return Answers(self.x[start:stop], [(head, logits[start:stop]) for head, logits in self.heads])
+        return self.at(slice(start, stop))
+
+    def at(self, rows: Any) -> "Answers":
+        """Return those in some rows, by a slice or a vector of their numbers."""
+        return Answers(self.x[rows], [(head, out[rows]) for head, out in self.heads], self.targets)
 
     def to(self, device: Any) -> "Answers":
         """Return them on a device."""
-        return Answers(self.x.to(device), [(head, logits.to(device)) for head, logits in self.heads])
+        return Answers(self.x.to(device), [(head, out.to(device)) for head, out in self.heads], self.targets)
+
+    def classes(self) -> Tensor | None:
+        """Return the class that the first head says of each input, (N,); None where answers are no classes."""
+        return self.targets.classes(self.heads[0][1])
 
 
 def replay_loss(
@@ -90,24 +128,33 @@ def replay_loss(
     *,
     labels: Labels,
     temperature: float,
-    criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Return the mean loss of a model on replayed inputs with the old solver's answers, over its heads.
 
-    "hard": the criterion on the class with the largest old logit. "soft": the cross-entropy of old and new
-    probabilities at a temperature T, times T^2 (Hinton et al. 2015). The old ones are over the classes known then and 0
-    for others, the new ones over all of a head's outputs, so that replay speaks against classes that came later.
+    "hard": the criterion on the likeliest targets: the class with the largest old logit, 1 where a binary logit is
+    above 0, the old outputs where they are means. "soft": the cross-entropy of old and new probabilities at a
+    temperature T, times T^2 (Hinton et al. 2015), see `Targets`. Old ones are over the classes known then and 0 for
+    others, new ones over all of a head's outputs, so that replay speaks against classes that came later.
+
+    Args:
+        model: The new solver.
+        answers: The old one's.
+        labels: "hard" or "soft"; Gaussian answers are the same in both.
+        temperature: T.
+        criterion: (outputs, targets) -> mean loss; None: the likelihood's own.
     """
+    targets = answers.targets
+    soft = labels == "soft" and targets.likelihood != "gaussian"
+    criterion = criterion or targets.loss
     total = answers.x.new_zeros(())
     for head, old in answers.heads:
         new = model(answers.x) if head is None else model(answers.x, head)
-        if labels == "hard":
-            total = total + criterion(new, old.argmax(1))
+        if soft:
+            total = total + targets.soft_loss(old, new, temperature)
         else:
-            known = old.isfinite().any(0)
-            target = (old[:, known] / temperature).softmax(1)
-            scores = log_softmax(new / temperature, 1)[:, : old.shape[1]][:, known]
-            total = total - temperature**2 * (target * scores).sum(1).mean()
+            new = targets.answered(old, new)
+            total = total + criterion(new, targets.hard(old, new))
     return total / len(answers.heads)
 
 
@@ -134,13 +181,20 @@ class Scholar:
             device: Where the inputs go to be answered; None: where the solver is.
             balanced: Draw four times as many and keep, as far as there are enough, as many of each class as of any
                 other, the class being the answer of the solver's first head.
+
+        Raises:
+            ValueError: If `n` is below 1, or answers are no classes, which could be balanced.
         """
+        check_count("n", n)
+        check_flag("balanced", balanced)
         x = self.source(4 * n if balanced else n, generator).to(self.solver.device if device is None else device)
-        answers = Answers(x, self.solver.logits(x))
+        answers = Answers(x, self.solver.logits(x), self.solver.targets)
         if not balanced:
             return answers
-        rows = _balanced(answers.heads[0][1].argmax(1), n)
-        return Answers(x[rows], [(head, logits[rows]) for head, logits in answers.heads])
+        classes = answers.classes()
+        if classes is None:
+            raise ValueError("balanced must be False, got True: the answers are not one class for each input")
+        return answers.at(_balanced(classes, n))
 
     def teach(
         self,
@@ -152,16 +206,28 @@ class Scholar:
         labels: Labels = "hard",
         temperature: float = 2.0,
         generator: torch.Generator | None = None,
-        criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> list[float]:
         """Train another model on samples alone, as in table 1 of the paper, and return the loss at each iteration.
 
+        Args:
+            model: The pupil, with the solver's inputs and outputs.
+            optimizer: Its optimizer.
+            iterations: How many steps.
+            batch_size: Samples in each.
+            labels: "hard" or "soft" answers, see `replay_loss`.
+            temperature: Of soft ones.
+            generator: Where random numbers come from.
+            criterion: Loss on hard answers; None: that of the solver's likelihood.
+
         Raises:
-            ValueError: If `iterations` or `batch_size` is below 1.
+            TypeError: If an argument is of another kind.
+            ValueError: If one is out of range; in training, if the loss is NaN or infinite.
         """
-        for name, value in (("iterations", iterations), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_count("iterations", iterations)
+        check_count("batch_size", batch_size)
+        check_choice("labels", labels, ("hard", "soft"))
+        check_number("temperature", temperature, low=0, open_low=True)
         device = next(model.parameters()).device
         model.train()
         losses = []
@@ -174,9 +240,11 @@ class Scholar:
             used += batch_size
             optimizer.zero_grad()
             loss = replay_loss(model, part, labels=labels, temperature=temperature, criterion=criterion)
+            losses.append(float(loss.detach()))
+            if not isfinite(losses[-1]):
+                raise ValueError(f"the loss is {losses[-1]:g} in iteration {len(losses)}: lower the learning rate")
             loss.backward()
             optimizer.step()
-            losses.append(float(loss.detach()))
         return losses
 
 
@@ -191,11 +259,16 @@ def _balanced(labels: Tensor, n: int) -> Tensor:
 
 def solver_state(solver: Solver) -> Mapping[str, Any]:
     """Return a solver's state as tensors and plain values."""
-    return {"tensors": solver.tensors, "classes": solver.classes, "task_labels": solver.task_labels}
+    return {
+        "tensors": solver.tensors,
+        "classes": solver.classes,
+        "task_labels": solver.task_labels,
+        "targets": targets_to_plain(solver.targets),
+    }
 
 
 def solver_from_state(model: nn.Module, state: Mapping[str, Any]) -> Solver:
     """Make the solver of a state, for a model of its kind that may have grown since."""
-    solver = Solver(model, classes=state["classes"], task_labels=state["task_labels"])
-    solver.tensors = {name: value.to(next(model.parameters()).device) for name, value in state["tensors"].items()}
-    return solver
+    targets = targets_from_plain(state.get("targets"))
+    own = {name: state[name] for name in ("tensors", "classes", "task_labels")}
+    return Solver(model, targets=targets, **own)

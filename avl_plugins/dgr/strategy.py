@@ -10,11 +10,12 @@ from torch.optim import Optimizer
 
 from avl_plugins.checkpoint.resume import Resumable
 from avl_plugins.dgr.plugin import DGRPlugin
-from avl_plugins.tasks.keywords import take_arguments_of, with_arguments_of
+from avl_plugins.tasks.keywords import keywords_only, take_arguments_of, with_arguments_of
 
 __all__ = ["DGR"]
 
 
+@keywords_only
 class DGR(Resumable, SupervisedTemplate):
     """Deep Generative Replay: `SupervisedTemplate` with a `DGRPlugin` after the given plugins.
 
@@ -30,6 +31,10 @@ class DGR(Resumable, SupervisedTemplate):
 
     Attributes:
         dgr: the plugin.
+
+    Raises:
+        TypeError: an unknown or positional argument, or one of another kind.
+        ValueError: one that is out of range.
     """
 
     @with_arguments_of(DGRPlugin)
@@ -43,3 +48,4 @@ class DGR(Resumable, SupervisedTemplate):
     ):
         self.dgr = DGRPlugin(**take_arguments_of(DGRPlugin, kwargs))
         super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or []), self.dgr], **kwargs)
+        self.dgr.model = self.model

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from avl_plugins.dgr.generator import RangedGenerator, check_samples
+from avl_plugins.dgr.generator import RangedGenerator, check_module, check_samples
+from avl_plugins.tasks.arguments import check_count, check_number
 
 __all__ = ["VAE", "kl_to_standard_normal", "reparametrise"]
 
@@ -39,7 +40,8 @@ class VAE(RangedGenerator):
         lr: Learning rate of Adam.
 
     Raises:
-        ValueError: If an argument is out of range; in `fit_batch`, if the data are outside the range or the encoder
+        TypeError: If an argument is of another kind.
+        ValueError: If one is out of range; in `fit_batch`, if the data are outside the range or the encoder
             gives another shape; in `sample`, if it was never trained, or gives samples that are not finite.
     """
 
@@ -54,9 +56,11 @@ class VAE(RangedGenerator):
         lr: float = 1e-3,
     ) -> None:
         super().__init__(data_range)
-        for name, value in (("latent", latent), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_module("encoder", encoder)
+        check_module("decoder", decoder)
+        check_count("latent", latent)
+        check_count("batch_size", batch_size)
+        check_number("lr", lr, low=0)
         self.encoder, self.decoder = encoder, decoder
         self.latent, self.batch_size = latent, batch_size
         self.optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=lr, fused=True)
@@ -93,6 +97,7 @@ class VAE(RangedGenerator):
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Return the decoder's means for n draws of z, (n, *shape), in the data's range and dtype, without a graph."""
+        check_count("n", n)
         if not self.steps:
             raise ValueError(
                 "VAE: it has never been trained, its samples are noise; call fit_batch, or train with DGRPlugin"

@@ -1,13 +1,15 @@
 """WGAN-GP (Gulrajani et al. 2017, arXiv:1704.00028), the generator of Shin et al. 2017, trained batch by batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from avl_plugins.dgr.generator import RangedGenerator, check_samples
+from avl_plugins.dgr.frozen import detached_copy
+from avl_plugins.dgr.generator import RangedGenerator, check_module, check_samples
+from avl_plugins.tasks.arguments import check_count, check_number
 
 __all__ = ["WGANGP", "gradient_penalty"]
 
@@ -32,17 +34,25 @@ def gradient_penalty(critic: nn.Module, one: Tensor, other: Tensor, mixing: Tens
     return (slope.flatten(1).norm(2, dim=1) - 1).square().mean()
 
 
-def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+class MovingAverage:
+    """Moves averages towards values, as `AveragedModel` wants it done; unlike a function in a function it is pickled.
+
+    Args:
+        decay: Weight of the average; in the n-th call (1 + n) / (10 + n) where that is smaller.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
     @torch.no_grad()
-    def update(averaged: Any, current: Any, n: Any) -> None:
-        weight = 1 - min(decay, (1 + int(n)) / (10 + int(n)))
+    def __call__(self, averaged: Any, current: Any, n: Any) -> None:
+        """Move the averages after n moves before."""
+        weight = 1 - min(self.decay, (1 + int(n)) / (10 + int(n)))
         for mean, value in zip(averaged, current, strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value.to(mean.dtype), weight)
             else:  # BatchNorm's count of batches
                 mean.copy_(value)
-
-    return update
 
 
 class WGANGP(RangedGenerator):
@@ -75,8 +85,9 @@ class WGANGP(RangedGenerator):
             with do not linger.
 
     Raises:
-        ValueError: If an argument is out of range; in `fit_batch`, if the data are outside the range; in `sample`,
-            if it was never trained, or gives samples that are not finite or outside the range.
+        TypeError: If an argument is of another kind.
+        ValueError: If one is out of range, or the critic has BatchNorm; in `fit_batch`, if the data are outside the
+            range; in `sample`, if it was never trained, or gives samples that are not finite or outside the range.
     """
 
     def __init__(
@@ -95,18 +106,22 @@ class WGANGP(RangedGenerator):
         average: float | None = None,
     ) -> None:
         super().__init__(data_range)
-        for name, value in (
+        check_module("generator", generator)
+        check_module("critic", critic)
+        for name, count in (
             ("latent", latent),
             ("samples", samples),
             ("critic_steps", critic_steps),
             ("penalty_every", penalty_every),
         ):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if penalty < 0:
-            raise ValueError(f"penalty: expected at least 0, got {penalty}")
-        if average is not None and not 0 <= average < 1:
-            raise ValueError(f"average: expected a decay in [0, 1) or None, got {average}")
+            check_count(name, count)
+        check_number("penalty", penalty, low=0)
+        check_number("lr", lr, low=0)
+        if not isinstance(betas, list | tuple) or len(betas) != 2:
+            raise TypeError(f"betas must be two numbers, got {betas!r}")
+        for beta in betas:
+            check_number("betas", beta, low=0, high=1, open_high=True)
+        check_number("average", average, low=0, high=1, open_high=True, none="no average")
         for module in critic.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 raise ValueError(
@@ -119,7 +134,7 @@ class WGANGP(RangedGenerator):
         self.averaged = (
             None
             if average is None
-            else AveragedModel(generator, multi_avg_fn=_moving_average(average), use_buffers=True)
+            else AveragedModel(detached_copy(generator), multi_avg_fn=MovingAverage(average), use_buffers=True)
         )
         options: dict[str, Any] = {"lr": lr, "betas": betas, "fused": True}  # the same numbers, in one pass
         self.optimizers = {
@@ -157,6 +172,7 @@ class WGANGP(RangedGenerator):
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Return n images (n, *shape) in the data's range and dtype, in evaluation mode, without a graph."""
+        check_count("n", n)
         if not self.steps["generator"]:
             raise ValueError(
                 "WGANGP: it has never been trained, its samples are noise; call fit_batch, or train with DGRPlugin"

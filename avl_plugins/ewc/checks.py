@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any
 
-from avalanche.training.templates import SupervisedMetaLearningTemplate
 from torch.optim import SGD, Optimizer
 
 from avl_plugins.ewc.criterion import sums_over_batch
@@ -32,15 +31,6 @@ def refuse_avalanche_arguments(
         raise TypeError(
             "keep_importance_data does not exist here: the tasks' penalties are folded into one without loss, and "
             "`importances` holds the latest task's. Leave it out"
-        )
-
-
-def refuse_meta_learning(strategy: Any) -> None:
-    """Raise ValueError for the template that never calls `before_backward`: the penalty would have no effect."""
-    if isinstance(strategy, SupervisedMetaLearningTemplate):
-        raise ValueError(
-            f"{type(strategy).__name__} is a meta-learning strategy, whose inner and outer updates have no place for "
-            "EWC's penalty: use EWCPlugin with a strategy derived from SupervisedTemplate"
         )
 
 

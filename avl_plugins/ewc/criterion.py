@@ -1,8 +1,7 @@
-"""Which likelihood a criterion is the negative logarithm of, where that is certain."""
+"""The likelihood that a strategy's Fisher is of: the one given, or else the one that its criterion stands for."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,96 +12,100 @@ from torch.distributions import Distribution
 from torch.nn import functional
 
 from avl_plugins.ewc.likelihood import Categorical, Likelihood, make_likelihood
+from avl_plugins.tasks.likelihood import likelihood_of
+from avl_plugins.tasks.protocols import ActsInEnvironments
 
 GivenLikelihood = str | Callable[[Tensor], Distribution] | None
 """A name, a callable from the outputs to a distribution, or None for that of the criterion."""
 
-_MODULES: dict[type[nn.Module], str] = {
-    nn.CrossEntropyLoss: "categorical",
-    nn.BCEWithLogitsLoss: "bernoulli",
-    nn.MSELoss: "gaussian",
-}
-_FUNCTIONS: dict[Callable[..., Tensor], str] = {
-    functional.cross_entropy: "categorical",
-    functional.binary_cross_entropy_with_logits: "bernoulli",
-    functional.mse_loss: "gaussian",
-}
-
-
-def criterion_likelihood(criterion: Any) -> str | None:
-    """Return the name of a criterion's likelihood; None where it is not certain.
-
-    Weights and label smoothing leave it what it is. A subclass of a known module is what that is unless it has a
-    `forward` of its own.
-    """
-    if isinstance(criterion, partial) and not criterion.args:
-        return criterion_likelihood(criterion.func)
-    for known, likelihood in _MODULES.items():
-        if isinstance(criterion, known):
-            own = type(criterion).forward is not known.forward or "forward" in vars(criterion)
-            return None if own or type(criterion).__call__ is not nn.Module.__call__ else likelihood
-    den = sys.modules.get("avl_plugins.den.loss")  # methods do not import each other
-    if den is not None and criterion is den.one_vs_rest_loss:
-        return "bernoulli"
-    return next((likelihood for known, likelihood in _FUNCTIONS.items() if criterion is known), None)
-
 
 def strategy_likelihood(strategy: Any, given: GivenLikelihood) -> Likelihood:
-    """Return the likelihood that a strategy's Fisher is of: the one given, or else the one of its criterion.
+    """Return the likelihood that a strategy's Fisher is of.
 
     Raises:
         ValueError: none is given and the criterion's is not certain, or the one given contradicts the criterion.
     """
-    criterion, name = _criterion(strategy)
-    certain = criterion_likelihood(criterion)
-    if given is None:
-        if hasattr(strategy, "fisher_batches"):
-            raise ValueError(
-                f"likelihood: {type(strategy).__name__} has no criterion that says what its network's outputs mean: "
-                "pass likelihood=policy (avl_plugins.rl.policy) for an actor-critic; for Q-learning 'gaussian', or "
-                "'categorical' for a Boltzmann policy"
-            )
-        if certain is None:
-            raise ValueError(
-                f"likelihood: the criterion {name} does not say for certain of which p(y | x) the Fisher is: pass "
-                "likelihood='categorical' (outputs are logits or log-probabilities of classes), 'bernoulli' (logits "
-                "of yes or no), 'gaussian' (means of numbers), or a callable from the outputs to a "
-                "torch.distributions.Distribution; importance='uniform' needs none"
-            )
-        given = certain
-    elif isinstance(given, str) and certain not in (None, given):
+    if isinstance(strategy, ActsInEnvironments):
+        return _agents_likelihood(strategy, given)
+    criterion, name = criterion_of(strategy), _criterion_name(strategy)
+    certain = likelihood_of(criterion)
+    if given is None and certain is None:
+        raise ValueError(
+            f"likelihood: the criterion {name} does not say for certain of which p(y | x) the Fisher is: pass "
+            "likelihood='categorical' (outputs are logits or log-probabilities of classes), 'bernoulli' (logits of yes "
+            "or no), 'gaussian' (means of numbers), or a callable from the outputs to a "
+            "torch.distributions.Distribution; importance='uniform' needs none"
+        )
+    if isinstance(given, str) and certain not in (None, given):
         raise ValueError(
             f"likelihood={given!r} contradicts the criterion {name}, which is that of likelihood={certain!r}: leave "
             "likelihood out"
         )
-    elif isinstance(given, str) and (isinstance(criterion, nn.BCELoss) or criterion is functional.binary_cross_entropy):
+    if isinstance(given, str) and _is(criterion, nn.BCELoss, functional.binary_cross_entropy):
         raise ValueError(
             f"likelihood={given!r} contradicts the criterion {name}, which takes probabilities: leave the sigmoid out "
             "of the model and use BCEWithLogitsLoss, or pass the callable "
             "likelihood=lambda p: Independent(Bernoulli(probs=p), 1)"
         )
+    chosen = make_likelihood(given or certain)  # type: ignore[arg-type]
     ignored = _setting(criterion, "ignore_index")
-    return Categorical(ignored) if given == "categorical" and isinstance(ignored, int) else make_likelihood(given)
+    return Categorical(ignored) if isinstance(chosen, Categorical) and isinstance(ignored, int) else chosen
+
+
+def takes_log_probabilities(strategy: Any) -> bool:
+    """Whether a strategy's criterion takes the model's outputs for log-probabilities."""
+    return _is(criterion_of(strategy), nn.NLLLoss, functional.nll_loss)
 
 
 def is_regression(strategy: Any, given: GivenLikelihood) -> bool:
-    """Whether a strategy's targets are numbers, not classes, as far as criterion and likelihood say."""
-    return (given or criterion_likelihood(_criterion(strategy)[0])) == "gaussian"
+    """Whether a strategy's targets are numbers, not classes, as far as likelihood and criterion say."""
+    return (given or likelihood_of(criterion_of(strategy))) == "gaussian"
 
 
 def sums_over_batch(strategy: Any) -> bool:
     """Whether a strategy's criterion says that it is a sum over the mini-batch, not a mean."""
-    return _setting(_criterion(strategy)[0], "reduction") == "sum"
+    return _setting(criterion_of(strategy), "reduction") == "sum"
 
 
-def _criterion(strategy: Any) -> tuple[Any, str]:
-    """Return the criterion of a strategy and its name; None where its loss is made otherwise."""
-    if getattr(type(strategy), "criterion", None) is not SupervisedProblem.criterion or "criterion" in vars(strategy):
-        return None, f"{type(strategy).__name__}.criterion()"
-    criterion = strategy._criterion
-    described = criterion.func if isinstance(criterion, partial) else criterion
-    return criterion, getattr(described, "__name__", type(described).__name__)
+def criterion_of(strategy: Any) -> Any:
+    """Return the criterion that a strategy's loss is; None where it has a method of its own for that."""
+    own = getattr(type(strategy), "criterion", None) is not SupervisedProblem.criterion
+    return None if own or "criterion" in vars(strategy) else strategy._criterion
+
+
+def _agents_likelihood(strategy: Any, given: GivenLikelihood) -> Likelihood:
+    name, default = type(strategy).__name__, strategy.fisher_likelihood()
+    if given is None and default is None:
+        raise ValueError(
+            f"likelihood must be given for {name}, whose outputs may be taken for the means of normal distributions "
+            "('gaussian') or for logits ('categorical'), got None"
+        )
+    if isinstance(given, str) and default is not None:
+        raise ValueError(
+            f"likelihood={given!r} contradicts {name}, not all of whose outputs say what to do: leave likelihood out, "
+            "or pass a callable that takes its part of them"
+        )
+    return make_likelihood(default if given is None else given)
+
+
+def _criterion_name(strategy: Any) -> str:
+    criterion = criterion_of(strategy)
+    if criterion is None:
+        return f"{type(strategy).__name__}.criterion()"
+    while isinstance(criterion, partial):
+        criterion = criterion.func
+    return getattr(criterion, "__name__", type(criterion).__name__)
+
+
+def _is(criterion: Any, module: type[nn.Module], function: Callable) -> bool:
+    while isinstance(criterion, partial):
+        criterion = criterion.func
+    return isinstance(criterion, module) or criterion is function
 
 
 def _setting(criterion: Any, name: str) -> Any:
-    return criterion.keywords.get(name) if isinstance(criterion, partial) else getattr(criterion, name, None)
+    while isinstance(criterion, partial):
+        if name in criterion.keywords:
+            return criterion.keywords[name]
+        criterion = criterion.func
+    return getattr(criterion, name, None)

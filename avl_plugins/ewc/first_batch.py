@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from avl_plugins.data.tensors import batches_in_memory
+from avl_plugins.ewc.criterion import takes_log_probabilities
 from avl_plugins.ewc.evaluating import evaluating
-from avl_plugins.ewc.likelihood import FromDistribution, Likelihood
+from avl_plugins.ewc.likelihood import Categorical, Likelihood
 from avl_plugins.ewc.samples import by_task, is_multi_task, parse, without_attributes
 from avl_plugins.ewc.sums import outputs_of
 from avl_plugins.tasks.boundaries import current_task
+from avl_plugins.tasks.protocols import ActsInEnvironments
 
 SAMPLES = 32
 """How many are looked at."""
@@ -37,7 +39,7 @@ def check_first_batch(strategy: Any, *, labels: str, likelihood: Likelihood, own
         ValueError: outputs and targets do not fit the likelihood or each other, or the model is called otherwise in
             training than it is for the Fisher.
     """
-    agent = hasattr(strategy, "fisher_batches")
+    agent = isinstance(strategy, ActsInEnvironments)
     model, device = strategy.model, strategy.device
     with evaluating(model, device), torch.no_grad():
         if not agent and type(strategy).forward is not SupervisedProblem.forward:
@@ -50,9 +52,9 @@ def check_first_batch(strategy: Any, *, labels: str, likelihood: Likelihood, own
             return
         for x, y, task in by_task(model, parse(model, batch), device):
             z = outputs_of(model, x, task)
-            if agent:
-                _check_agent(strategy, z, likelihood)
             likelihood.check(z, y, labels)
+            if isinstance(likelihood, Categorical) and takes_log_probabilities(strategy):
+                _check_log_probabilities(z)
 
 
 def _some(experience: Any) -> Any:
@@ -94,19 +96,11 @@ def _check_forward(strategy: Any, own_data: bool) -> None:
             )
 
 
-def _check_agent(strategy: Any, z: Tensor, likelihood: Likelihood) -> None:
-    """Refuse networks with more or fewer outputs than the agent reads, and a value that is taken for a logit."""
-    experience, name = strategy.experience, type(strategy).__name__
-    wanted = strategy.head_outputs(experience)
-    if z.shape[1] != wanted:
+def _check_log_probabilities(z: Tensor) -> None:
+    if float(z.logsumexp(1).abs().max()) > 0.01:
         raise ValueError(
-            f"model: {name} reads {wanted} outputs for the {experience.actions} actions of {experience.name}, and the "
-            f"network has {z.shape[1]}"
-        )
-    if wanted != experience.actions and not isinstance(likelihood, FromDistribution):
-        raise ValueError(
-            f"likelihood: the {wanted} outputs of {name}'s network are not only those of its {experience.actions} "
-            "actions; pass likelihood=policy (avl_plugins.rl.policy)"
+            "the criterion takes log-probabilities of classes, and the model's outputs are none: end it with "
+            "nn.LogSoftmax(1), or use CrossEntropyLoss, which takes logits"
         )
 
 

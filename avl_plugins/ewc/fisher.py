@@ -10,7 +10,7 @@ continual learning").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -75,6 +75,35 @@ def diagonal_fisher(
             dense outputs, BatchNorm without running statistics, or a Fisher that is not finite (named).
         TypeError: batches or outputs of another form.
     """
+    totals, count = sum_over_samples(
+        model,
+        batches,
+        SquaredGradients,
+        labels=labels,
+        likelihood=likelihood,
+        max_samples=max_samples,
+        generator=generator,
+    )
+    params = dict(model.named_parameters())
+    fisher = {n: (total / count).to(params[n].dtype) for n, total in totals.items()}
+    check_finite_fisher(fisher)
+    return fisher
+
+
+def sum_over_samples(
+    model: nn.Module,
+    batches: Iterable[Any],
+    make_sums: Callable[[nn.Module, Callable[[Tensor, Tensor | None], list[Tensor]]], SquaredGradients],
+    *,
+    labels: Labels,
+    likelihood: str | Callable[[Tensor], Distribution] | Likelihood,
+    max_samples: int | None,
+    generator: torch.Generator | None,
+) -> tuple[Sums, int]:
+    """Add up what `make_sums(model, scores)` returns for the samples, and count them.
+
+    The other arguments, what is left as it was and what is raised are `diagonal_fisher`'s.
+    """
     check_choice("labels", labels, get_args(Labels))
     check_count("max_samples", max_samples, none="all of them")
     chosen = make_likelihood(likelihood)
@@ -97,7 +126,7 @@ def diagonal_fisher(
         y = chosen.sample(z, uniform) if labels == "sampled" else y
         return [chosen.score(z, y)]  # type: ignore[arg-type]
 
-    squared_gradients = SquaredGradients(model, scores)
+    sums_of = make_sums(model, scores)
     totals = {n: torch.zeros_like(p, dtype=wide(p.dtype)) for n, p in params.items()}
     count = 0
     with evaluating(model, device):
@@ -115,20 +144,23 @@ def diagonal_fisher(
                 if labels == "batch":
                     sums = _square_of_batch_gradient(model, params, chosen, x, y, task)  # type: ignore[arg-type]
                 else:
-                    sums = squared_gradients(x, y, task)
+                    sums = sums_of(x, y, task)
                 for name, value in sums.items():
                     totals[name] += value
                 count += 1 if labels == "batch" else len(x)
     if count == 0:
         raise ValueError("batches is empty: a Fisher needs at least one sample")
-    fisher = {n: (total / count).to(params[n].dtype) for n, total in totals.items()}
+    return totals, count
+
+
+def check_finite_fisher(fisher: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the parameter, if a value is NaN or infinite."""
     for name, value in fisher.items():
         if not value.isfinite().all():
             raise ValueError(
                 f"the Fisher of parameter {name!r} is not finite: the model's outputs or gradients overflow or are "
                 "NaN; check the parameters and the inputs"
             )
-    return fisher
 
 
 def _square_of_batch_gradient(

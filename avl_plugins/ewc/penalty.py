@@ -1,7 +1,7 @@
 """The sum of all tasks' quadratic penalties, folded into one quadratic."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -256,14 +256,20 @@ def _some(names: Collection[str]) -> str:
     return f"it has {listed}{', ...' if len(names) > 8 else ''}"
 
 
+def check_protected(parameters: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> None:
+    """Raise ValueError if the parameter is missing, or smaller than `shape` in some dimension."""
+    theta = _parameter(parameters, name)
+    if len(shape) != theta.dim() or any(old > new for old, new in zip(shape, theta.shape, strict=True)):
+        raise ValueError(
+            f"parameter {name!r} has shape {tuple(theta.shape)}, the penalty protects {tuple(shape)}: "
+            "a protected parameter may grow, not shrink or change its number of dimensions"
+        )
+
+
 def _grown(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.shape == like.shape:
         return tensor.to(like)
-    if tensor.dim() != like.dim() or any(old > new for old, new in zip(tensor.shape, like.shape, strict=True)):
-        raise ValueError(
-            f"parameter {name!r} has shape {tuple(like.shape)}, the penalty protects {tuple(tensor.shape)}: "
-            "a protected parameter may grow, not shrink or change its number of dimensions"
-        )
+    check_protected({name: like}, name, tensor.shape)
     grown = torch.zeros_like(like, requires_grad=False)
     grown[tuple(slice(0, n) for n in tensor.shape)] = tensor.to(like)
     return grown

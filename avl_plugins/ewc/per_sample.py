@@ -50,7 +50,7 @@ class SquaredGradients:
             task: the task label of the whole batch, for a multi-task model.
         """
         if task not in self.plans:
-            self.plans[task] = _Plan(self.model, self.params, x[:2], task)
+            self.plans[task] = self.make_plan(x[:2], task)
         plan = self.plans[task]
         totals: Sums = {}
         start = 0
@@ -59,6 +59,10 @@ class SquaredGradients:
             self._part(plan, x[start:stop], None if y is None else y[start:stop], task, totals)
             start = stop
         return totals
+
+    def make_plan(self, x: Tensor, task: int | None) -> _Plan:
+        """Decide from the first one or two samples how each parameter is handled."""
+        return _Plan(self.model, self.params, x, task)
 
     def _part(self, plan: _Plan, x: Tensor, y: Tensor | None, task: int | None, totals: Sums) -> None:
         with calls_of(plan.layers) as calls:

@@ -13,7 +13,6 @@ from torch import Tensor
 from avl_plugins.data.tensors import batches_in_memory
 from avl_plugins.ewc.checks import (
     refuse_avalanche_arguments,
-    refuse_meta_learning,
     warn_if_class_incremental,
     warn_if_sum,
     warn_if_unstable,
@@ -35,12 +34,13 @@ from avl_plugins.tasks.boundaries import Task, current_task, finished_task, is_p
 from avl_plugins.tasks.checks import (
     check_loss,
     experience_name,
-    note_strategy,
     refuse_distributed,
     refuse_empty,
-    refuse_second_strategy,
+    refuse_meta_learning,
 )
 from avl_plugins.tasks.labels import check_labels_differ
+from avl_plugins.tasks.owners import note_owner, refuse_shared
+from avl_plugins.tasks.protocols import ActsInEnvironments
 
 log = logging.getLogger(__name__)
 
@@ -81,16 +81,16 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         protect: strategy -> whether the task that ends gets a term at all, for example only after a number of steps in
             it (`lambda strategy: strategy.steps_of[strategy.label] >= 5_000_000`). None: always.
         max_samples: use a uniformly random subset of this many samples for the Fisher.
-        fisher_data: strategy -> batches (x, y) or (x, y, t) for the Fisher, e.g. from a replay buffer. Default: what
-            the strategy's own `fisher_batches()` returns, if it has that (`avl_plugins.rl`: states of the task), else
-            the experience's data set under its *eval* transforms, in order, put together by its `collate_fn`.
+        fisher_data: strategy -> batches (x, y) or (x, y, t) for the Fisher, e.g. from a replay buffer. Default: the
+            task's states where the strategy acts in environments (`avl_plugins.rl`), else the experience's data set
+            under its *eval* transforms, in order, put together by its `collate_fn`.
         fisher_batch_size: samples a batch in that default; only labels "batch" depend on it. None: `train_mb_size` for
             "batch", else what `batches_in_memory` finds fit, 1000 where samples are small.
         likelihood: "categorical", "bernoulli", "gaussian" or a callable; see `diagonal_fisher`. None: the one that the
-            criterion is the negative logarithm of, which is certain for cross-entropy (categorical), binary
-            cross-entropy with logits and `one_vs_rest_loss` (bernoulli) and the mean squared error (gaussian), their
-            subclasses without a `forward` of their own and their functional forms. For any other criterion, and for
-            agents, it has to be given.
+            criterion is the negative logarithm of, where that is certain: "categorical" for cross-entropy and the
+            negative log-likelihood of log-probabilities, "bernoulli" for binary cross-entropy with logits and
+            `one_vs_rest_loss`, "gaussian" for the mean squared error. It has to be given for any other criterion, and
+            for a strategy that acts in environments unless that says it (`fisher_likelihood()`).
         step: "gradient" adds the penalty's gradient. "proximal" pulls the parameters to the penalty's centre after the
             optimizer's step (`proximal_step_`): stable for any lambda; the loss still shows the penalty.
         include: parameters to protect: glob patterns over names, or (name, parameter) -> bool. None: all trainable.
@@ -195,7 +195,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse runs that EWC cannot serve."""
         refuse_distributed("EWC")
-        refuse_second_strategy(self, strategy)
+        refuse_meta_learning(strategy, "EWC")
+        refuse_shared(strategy, "EWC", plugin=self, gone=False)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse an empty experience before a data loader is made of it."""
@@ -203,7 +204,6 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Check that penalty, model, criterion and optimizer fit together; warn of settings that are known to fail."""
-        refuse_meta_learning(strategy)
         check_number("ewc_lambda", self.ewc_lambda, low=0)
         begins = not is_part(strategy.experience) or strategy.experience.is_first_subexp
         if begins:
@@ -211,10 +211,16 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         parameters = dict(strategy.model.named_parameters())
         select(parameters, self.include, self.exclude)
         self.penalty.check(parameters)
-        if self.revisits == "replace" and not _is_agent(strategy):
+        if self.revisits == "replace" and not isinstance(strategy, ActsInEnvironments):
             check_labels_differ(current_task(strategy).experiences[0])
         if self.importance == "fisher":
             self._likelihood(strategy)
+            acts = isinstance(strategy, ActsInEnvironments) and self.fisher_data is None
+            if acts and self.labels in ("empirical", "batch"):
+                raise ValueError(
+                    f"labels={self.labels!r} needs targets, of which {type(strategy).__name__} has none: use "
+                    "labels='exact' or 'sampled'"
+                )
             if self.labels != "batch":
                 refuse_batch_statistics(strategy.model)
             self._unchecked = begins
@@ -227,7 +233,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         of_classes = begins and "classes" not in self._warned and not is_regression(strategy, self.likelihood)
         if of_classes and warn_if_class_incremental(self._classes, current_task(strategy)):
             self._warned.add("classes")
-        note_strategy(self, strategy)
+        note_owner(strategy, self)
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Look at a task's first mini-batch: what the Fisher would refuse later is refused here."""
@@ -289,7 +295,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def _consolidate(self, strategy: Any, task: Task) -> None:
         """Measure a task's importances and add its penalty."""
-        measurable = not hasattr(strategy, "measurable") or strategy.measurable()  # agents say so
+        measurable = not isinstance(strategy, ActsInEnvironments) or strategy.measurable()
         if not measurable or (self.protect is not None and not self.protect(strategy)):
             if not measurable:
                 log.info("task %d gets no term: it has been met for too short a time", strategy.label)
@@ -342,7 +348,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     def _batches(self, strategy: Any, task: Task) -> Iterable[Any]:
         if self.fisher_data is not None:
             return self.fisher_data(strategy)
-        if _is_agent(strategy):
+        if isinstance(strategy, ActsInEnvironments):
             return strategy.fisher_batches()
         size = self.fisher_batch_size or (strategy.train_mb_size if self.labels == "batch" else None)
         batches = batches_in_memory(task.dataset, size)  # in the eval transform group: no augmentation
@@ -394,14 +400,9 @@ _DIVERGED = (
 )
 
 
-def _is_agent(strategy: Any) -> bool:
-    """Whether a strategy is of `avl_plugins.rl`, which says itself what the Fisher is measured on."""
-    return hasattr(strategy, "fisher_batches")
-
-
 def _label(strategy: Any, task: Task, number: int) -> int:
     """The label of the task that ends; where it has several, a number that is no label."""
-    if _is_agent(strategy):
+    if isinstance(strategy, ActsInEnvironments):
         return int(strategy.label)
     return task.labels[0] if len(task.labels) == 1 else -1 - number
 

@@ -74,21 +74,24 @@ def linear_of_squares(x: Tensor, squares: Tensor) -> dict[str, Tensor]:
 @register_fisher_rule(nn.Conv1d, nn.Conv2d)
 def convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Convolution with any stride, padding, dilation and groups, as a linear map on unfolded patches."""
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
-    if x.ndim == 3:
-        x = x.unsqueeze(2)
-        kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
-    patches = functional.unfold(x, kernel, dilation=dilation, stride=stride)
-    groups = layer.groups
-    patches = patches.unflatten(1, (groups, -1))  # (N, groups, in * kernel / groups, positions)
+    groups, patches = layer.groups, unfolded(layer, x)
     grads = g.flatten(3).unflatten(2, (groups, -1))  # (C, N, groups, out / groups, positions)
     weight = [_sum_of_squared_products(grads[:, :, k], patches[:, k].transpose(1, 2)) for k in range(groups)]
     return {
         "weight": torch.cat(weight).reshape(layer.weight.shape),
         "bias": _square_sum(g.flatten(3).sum(3)),
     }
+
+
+def unfolded(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """The patches that a convolution's weight is multiplied with, (N, groups, in * kernel / groups, positions)."""
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
+    if x.ndim == 3:
+        x = x.unsqueeze(2)
+        kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
+    return functional.unfold(x, kernel, dilation=dilation, stride=stride).unflatten(1, (layer.groups, -1))
 
 
 @register_fisher_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avl_plugins.tasks.arguments import check_callable, check_count
+
 __all__ = ["grow_parameter"]
 
 
@@ -51,15 +53,20 @@ def grow_parameter(
         The new parameter, which is the one in the model and in the optimizer.
 
     Raises:
-        ValueError: If `name` is no parameter of `model`, `shape` has another number of dimensions or is smaller
-            somewhere, `init` gives another shape, the parameter is in none of the optimizer's groups, or
+        ValueError: If `name` is no parameter of `model` or has no shape yet, `shape` has another number of dimensions
+            or is smaller somewhere, `init` gives another shape, the parameter is in none of the optimizer's groups, or
             the optimizer keeps a state tensor of another shape, which cannot be padded. Nothing has changed then.
-        TypeError: If `owner` is neither a strategy, nor an optimizer, nor None.
+        TypeError: If `shape` holds something else than integers, `init` is no tensor or function, or `owner` is neither
+            a strategy, nor an optimizer, nor None.
     """
+    if not isinstance(init, Tensor):
+        check_callable("init", init, "that fills a tensor in place or returns one, or a tensor")
     holders = dict(model.named_parameters(remove_duplicate=False))
     if name not in holders:
         raise ValueError(f"name: {name!r} is no parameter of the model; it has {sorted(holders)}")
     old = holders[name]
+    if isinstance(old, nn.parameter.UninitializedParameter):
+        raise ValueError(f"name: {name!r} has no shape yet, as its module is lazy; run a forward pass first")
     new_shape = _checked_shape(name, old, shape)
     optimizer = _optimizer_of(owner)
 
@@ -84,6 +91,8 @@ def grow_parameter(
 
 
 def _checked_shape(name: str, old: nn.Parameter, shape: Sequence[int]) -> torch.Size:
+    for size in shape:
+        check_count("shape", size, low=0)
     new_shape = torch.Size(shape)
     if len(new_shape) != old.dim():
         raise ValueError(
@@ -97,16 +106,18 @@ def _checked_shape(name: str, old: nn.Parameter, shape: Sequence[int]) -> torch.
 def _optimizer_of(owner: Any) -> Optimizer | None:
     optimizer = getattr(owner, "optimizer", owner)
     if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise TypeError(f"owner: expected an Avalanche strategy, a torch optimizer or None, got {type(owner).__name__}")
+        raise TypeError(f"owner must be an Avalanche strategy, a torch optimizer or None, got a {type(owner).__name__}")
     return optimizer
 
 
 def _initial_values(init: Tensor | Callable[[Tensor], Any], old: Tensor, shape: torch.Size) -> Tensor:
     values = old.new_zeros(shape)
     given = init if isinstance(init, Tensor) else init(values)
-    if isinstance(given, Tensor) and given is not values:
+    if not isinstance(given, Tensor | None):
+        raise TypeError(f"init must return a tensor, or None if it fills the one it is given, got {given!r}")
+    if given is not None and given is not values:
         if given.shape != shape:
-            raise ValueError(f"init: expected values of shape {tuple(shape)}, got {tuple(given.shape)}")
+            raise ValueError(f"init must give values of shape {tuple(shape)}, got {tuple(given.shape)}")
         values.copy_(given)
     return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,11 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
+from avl_plugins.metrics._plugins import position
+from avl_plugins.tasks.arguments import check_choice, check_flag
+
+log = logging.getLogger(__name__)
+
 _NAMES = {"auroc": ("AUROC_Exp", "AUROC_Stream"), "accuracy": ("ThresholdAcc_Exp", "ThresholdAcc_Stream")}
 
 
@@ -18,12 +24,15 @@ def mean_auroc(scores: Tensor, y: Tensor) -> float:
     """Return the mean over classes of the AUROC of one class against the rest.
 
     Args:
-        scores: (N, C) logits, larger where the class is more likely; (N, 1): of class 1 against class 0.
-        y: (N,) classes. Those that do not occur, and those that are alone, are left out.
+        scores: (N, C) logits, larger where the class is more likely; (N, 1) or (N,): of class 1 against class 0.
+        y: (N,) or (N, 1) classes. Those that do not occur, and those that are alone, are left out.
 
     Raises:
-        ValueError: If there is no class to tell from the rest.
+        ValueError: Shapes do not fit, scores are not finite, or there is no class to tell from the rest.
     """
+    scores, y = _columns(scores, y)
+    if not scores.isfinite().all():
+        raise ValueError("scores must be finite to be ranked, got NaN or infinite ones")
     if scores.shape[1] == 1:
         pairs = [(scores[:, 0], y == 1)]
     else:
@@ -41,14 +50,21 @@ def auroc_metrics(*, experience: bool = True, stream: bool = True, accuracy: boo
     Avalanche's accuracy reads an output of one logit as always class 0; these take it as that of class 1.
 
     Args:
-        experience: "AUROC_Exp" after each experience.
+        experience: "AUROC_Exp" after each experience. One that has none, as there is a single class or outputs are not
+            finite, is left out, and a warning in the log says so.
         stream: "AUROC_Stream", the mean over the evaluated experiences, as the paper averages it over tasks.
-        accuracy: The same of accuracy, "ThresholdAcc_Exp" and "ThresholdAcc_Stream": the class with the largest logit,
+        accuracy: the same of accuracy, "ThresholdAcc_Exp" and "ThresholdAcc_Stream": the class with the largest logit,
             and for one logit whether it is positive.
 
     Returns:
         The metrics asked for, to be passed to `EvaluationPlugin`.
+
+    Raises:
+        TypeError: An argument is not True or False.
+        ValueError: In an evaluation's first mini-batch, if its outputs are not (N, C) or its targets not classes (N,).
     """
+    for name, wanted in (("experience", experience), ("stream", stream), ("accuracy", accuracy)):
+        check_flag(name, wanted)
     kinds: list[Literal["auroc", "accuracy"]] = ["auroc", "accuracy"] if accuracy else ["auroc"]
     return [
         ScoreMetric(kind=kind, per_experience=each)
@@ -63,6 +79,8 @@ class ScoreMetric(PluginMetric[float | None]):
 
     def __init__(self, *, kind: Literal["auroc", "accuracy"], per_experience: bool) -> None:
         super().__init__()
+        check_choice("kind", kind, tuple(_NAMES))
+        check_flag("per_experience", per_experience)
         self.kind, self.per_experience = kind, per_experience
         self.value: float | None = None
         self.outputs: list[Tensor] = []
@@ -87,18 +105,23 @@ class ScoreMetric(PluginMetric[float | None]):
 
     def after_eval_iteration(self, strategy: Any) -> None:
         """Keep scores and classes."""
-        self.outputs.append(strategy.mb_output.detach().cpu())
-        self.targets.append(strategy.mb_y.cpu())
+        outputs, targets = _columns(strategy.mb_output.detach().cpu(), strategy.mb_y.cpu())
+        self.outputs.append(outputs)
+        self.targets.append(targets)
 
     def after_eval_exp(self, strategy: Any) -> MetricValue | None:
         """Measure the experience."""
         outputs, targets = torch.cat(self.outputs), torch.cat(self.targets)
         self.outputs, self.targets = [], []
-        if self.kind == "auroc":
-            measured = mean_auroc(outputs, targets)
-        else:
+        if self.kind == "accuracy":
             answers = (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
             measured = float((answers == targets).float().mean())
+        else:
+            try:
+                measured = mean_auroc(outputs, targets)
+            except ValueError as why:
+                log.warning("no AUROC of experience %s: %s", strategy.experience.current_experience, why)
+                return None
         self.values.append(measured)
         return self._log(strategy, measured) if self.per_experience else None
 
@@ -112,10 +135,22 @@ class ScoreMetric(PluginMetric[float | None]):
         self.value = value
         each = self.per_experience
         name = get_metric_name(str(self), strategy, add_experience=each, add_task=each)
-        return MetricValue(self, name, value, strategy.clock.train_iterations)
+        return MetricValue(self, name, value, position(strategy))
 
     def __str__(self) -> str:
         return _NAMES[self.kind][0 if self.per_experience else 1]
+
+
+def _columns(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scores (N, C) and classes (N,), or refuse what are none."""
+    scores = scores[:, None] if scores.dim() == 1 else scores
+    y = y[:, 0] if y.dim() == 2 and y.shape[1] == 1 else y
+    if scores.dim() != 2 or y.dim() != 1 or len(scores) != len(y):
+        raise ValueError(
+            f"scores and y must be logits (N, C) and classes (N,), got the shapes {tuple(scores.shape)} and "
+            f"{tuple(y.shape)}"
+        )
+    return scores, y
 
 
 def _others(scores: Tensor, c: int) -> Tensor:

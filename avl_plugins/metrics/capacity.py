@@ -9,11 +9,15 @@ from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import nn
 
+from avl_plugins.metrics._plugins import position
+from avl_plugins.tasks.arguments import check_choice, check_flag
+
 _NAMES = {"total": "Parameters", "trainable": "TrainableParameters", "relative": "RelativeCapacity"}
 
 
 def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
     """Return the number of scalars in the model's parameters, shared ones once; only those with gradients if asked."""
+    check_flag("trainable", trainable)
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
@@ -21,19 +25,24 @@ def capacity_metrics(*, total: bool = True, trainable: bool = True, relative: bo
     """Make metrics of the model's size, logged at the end of each training experience, when plugins have had their say.
 
     Args:
-        total: "Parameters", their number.
-        trainable: "TrainableParameters", the number of those that require gradients.
-        relative: "RelativeCapacity", their number divided by that at the end of the first experience; 1 for a model
-            that does not grow.
+        total: "capacity/Parameters", their number.
+        trainable: "capacity/TrainableParameters", the number of those that require gradients.
+        relative: "capacity/RelativeCapacity", their number divided by that at the end of the first experience; 1 for a
+            model that does not grow.
 
     Returns:
-        The metrics asked for, to be passed to ``EvaluationPlugin``. Each is one curve over all experiences.
+        The metrics asked for, to be passed to `EvaluationPlugin`. Each is one curve over all experiences.
+
+    Raises:
+        TypeError: An argument is not True or False.
     """
     kinds: list[tuple[bool, Literal["total", "trainable", "relative"]]] = [
         (total, "total"),
         (trainable, "trainable"),
         (relative, "relative"),
     ]
+    for wanted, kind in kinds:
+        check_flag(kind, wanted)
     return [Capacity(kind=kind) for wanted, kind in kinds if wanted]
 
 
@@ -41,16 +50,15 @@ class Capacity(PluginMetric[float | None]):
     """One number about the model's size.
 
     Args:
-        kind: "total", "trainable" or "relative", as in :func:`capacity_metrics`.
+        kind: "total", "trainable" or "relative", as in `capacity_metrics`.
 
     Raises:
-        ValueError: ``kind`` is none of these.
+        ValueError: `kind` is none of these.
     """
 
     def __init__(self, *, kind: Literal["total", "trainable", "relative"]) -> None:
         super().__init__()
-        if kind not in _NAMES:
-            raise ValueError(f"kind must be one of {', '.join(_NAMES)}, got {kind!r}")
+        check_choice("kind", kind, tuple(_NAMES))
         self.kind = kind
         self.first: int | None = None
         self.value: float | None = None
@@ -64,13 +72,13 @@ class Capacity(PluginMetric[float | None]):
         return self.value
 
     def after_training_exp(self, strategy: Any) -> MetricValue:
-        """Count, and log."""
+        """Count the parameters, and log their number."""
         count = count_parameters(strategy.model, trainable=self.kind == "trainable")
         if self.first is None:
             self.first = count
         self.value = count / max(self.first, 1) if self.kind == "relative" else float(count)
         name = get_metric_name(self, strategy, add_experience=False, add_task=False)
-        return MetricValue(self, name, self.value, strategy.clock.train_iterations)
+        return MetricValue(self, name, self.value, position(strategy))
 
     def __str__(self) -> str:
-        return _NAMES[self.kind]
+        return f"capacity/{_NAMES[self.kind]}"

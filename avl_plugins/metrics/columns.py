@@ -8,7 +8,9 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 
+from avl_plugins.metrics._plugins import position
 from avl_plugins.progressive.network import ProgressiveNetwork
+from avl_plugins.tasks.arguments import check_choice, check_flag
 
 _NAMES = {
     "parameters": "ColumnParameters",
@@ -26,14 +28,15 @@ def column_metrics(
     method's limit: all of the quadratic part is lateral.
 
     Args:
-        parameters: "ColumnParameters", the number of the newest column's, with its head and laterals.
-        column_share: "ColumnLateralShare", the share of these that are lateral; 0 for the first column.
-        network_share: "NetworkLateralShare", the lateral share of all columns' parameters together.
+        parameters: "progressive/ColumnParameters", the number of the newest column's, with its head and laterals.
+        column_share: "progressive/ColumnLateralShare", the share of these that are lateral; 0 for the first column.
+        network_share: "progressive/NetworkLateralShare", the lateral share of all columns' parameters together.
 
     Returns:
         The metrics asked for, to be passed to `EvaluationPlugin`. Each is one curve over all experiences.
 
     Raises:
+        TypeError: An argument is not True or False.
         ValueError: In training, if the strategy's model is no `ProgressiveNetwork` and contains none, or several.
     """
     kinds: list[tuple[bool, Literal["parameters", "column_share", "network_share"]]] = [
@@ -41,6 +44,8 @@ def column_metrics(
         (column_share, "column_share"),
         (network_share, "network_share"),
     ]
+    for wanted, kind in kinds:
+        check_flag(kind, wanted)
     return [ColumnSize(kind=kind) for wanted, kind in kinds if wanted]
 
 
@@ -56,8 +61,7 @@ class ColumnSize(PluginMetric[float | None]):
 
     def __init__(self, *, kind: Literal["parameters", "column_share", "network_share"]) -> None:
         super().__init__()
-        if kind not in _NAMES:
-            raise ValueError(f"kind must be one of {', '.join(_NAMES)}, got {kind!r}")
+        check_choice("kind", kind, tuple(_NAMES))
         self.kind = kind
         self.value: float | None = None
 
@@ -74,7 +78,7 @@ class ColumnSize(PluginMetric[float | None]):
         find_progressive_network(strategy.model)
 
     def after_training_exp(self, strategy: Any) -> MetricValue:
-        """Count, and log."""
+        """Count the columns' parameters, and log the number."""
         network = find_progressive_network(strategy.model)
         columns = [network.parameters_of(label) for label in network.labels]
         if self.kind != "network_share":
@@ -83,10 +87,10 @@ class ColumnSize(PluginMetric[float | None]):
         total = lateral + sum(column["column"] for column in columns)
         self.value = float(total) if self.kind == "parameters" else lateral / total
         name = get_metric_name(self, strategy, add_experience=False, add_task=False)
-        return MetricValue(self, name, self.value, strategy.clock.train_iterations)
+        return MetricValue(self, name, self.value, position(strategy))
 
     def __str__(self) -> str:
-        return _NAMES[self.kind]
+        return f"progressive/{_NAMES[self.kind]}"
 
 
 def find_progressive_network(model: Any) -> ProgressiveNetwork:

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from avl_plugins.den.plugin import DENPlugin
-from avl_plugins.metrics._plugins import find_plugin
+from avl_plugins.metrics._plugins import find_plugin, position
+from avl_plugins.metrics.pictures import Picture
+from avl_plugins.tasks.arguments import check_flag
 
 KINDS = ("selected", "added", "removed", "split")
 
@@ -21,17 +23,20 @@ def den_metrics(*, units: bool = True, figure: bool = True) -> list[PluginMetric
     """Make metrics of what `DENPlugin` did, logged after each experience.
 
     Args:
-        units: "DEN/capacity", the paper's, "DEN/loss", "DEN/loss_threshold", tau, which it is compared with, and for
-            each hidden layer l "DEN/units/layer<l>", "DEN/selected/layer<l>", "DEN/added/layer<l>" (those kept),
-            "DEN/removed/layer<l>", "DEN/split/layer<l>" and "DEN/drift/layer<l>".
-        figure: "DEN/growth", a figure of them over tasks.
+        units: "den/capacity", the paper's, "den/loss", "den/loss_threshold", tau, which it is compared with, and for
+            each hidden layer, "layer 1" and so on, "den/units/<layer>", "den/selected/<layer>", "den/added/<layer>"
+            (those kept), "den/removed/<layer>", "den/split/<layer>" and "den/drift/<layer>".
+        figure: "den/growth", a figure of them over tasks.
 
     Returns:
         The metrics asked for, to be passed to `EvaluationPlugin`.
 
     Raises:
+        TypeError: An argument is not True or False.
         ValueError: In training, if the strategy has no `DENPlugin`.
     """
+    check_flag("units", units)
+    check_flag("figure", figure)
     return [*([Units()] if units else []), *([Growth()] if figure else [])]
 
 
@@ -84,52 +89,52 @@ class _OfDEN(PluginMetric[Any]):
 
     def _log(self, strategy: Any, name: str, value: Any) -> MetricValue:
         full = get_metric_name(name, strategy, add_experience=False, add_task=False)
-        return MetricValue(self, full, value, strategy.clock.train_iterations)
+        return MetricValue(self, full, value, position(strategy))
 
 
 class Units(_OfDEN):
     """Numbers of units; see `den_metrics`."""
 
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
-        """Log them."""
+        """Log the numbers of units."""
         plugin = find_plugin(strategy, DENPlugin, "den_metrics")
         network = strategy.model
-        self.value = {"DEN/capacity": network.capacity()}
+        self.value = {"den/capacity": network.capacity()}
         for number, layer in enumerate(network.hidden, start=1):
-            self.value[f"DEN/units/layer{number}"] = float(layer.units)
+            self.value[f"den/units/layer {number}"] = float(layer.units)
         for row in growth_table(plugin.history[-1:]):
             for kind in (*KINDS, "drift"):
                 if row[kind] is not None:
-                    self.value[f"DEN/{kind}/layer{row['layer']}"] = float(row[kind])
+                    self.value[f"den/{kind}/layer {row['layer']}"] = float(row[kind])
             if row["loss"] is not None:
-                self.value |= {"DEN/loss": row["loss"], "DEN/loss_threshold": plugin.loss_threshold}
+                self.value |= {"den/loss": row["loss"], "den/loss_threshold": plugin.loss_threshold}
         return [self._log(strategy, name, value) for name, value in self.value.items()]
 
     def __str__(self) -> str:
-        return "DEN/units"
+        return "den/units"
 
 
 class Growth(_OfDEN):
     """A figure over tasks; see `den_metrics`."""
 
     def after_training_exp(self, strategy: Any) -> MetricValue | None:
-        """Draw it, from the second task on."""
+        """Draw the growth, from the second task on."""
         plugin = find_plugin(strategy, DENPlugin, "den_metrics")
         rows = growth_table(plugin.history)
         if not rows:
             return None
         self.value = growth_figure(rows, loss_threshold=plugin.loss_threshold)
-        return self._log(strategy, "DEN/growth", self.value)
+        return self._log(strategy, str(self), Picture(self.value))
 
     def __str__(self) -> str:
-        return "DEN/growth"
+        return "den/growth"
 
 
 def growth_figure(rows: Sequence[Mapping[str, Any]], *, loss_threshold: float | None = None) -> Figure:
     """Draw units selected, added, removed and split, one line a hidden layer, and the loss before expansion.
 
     Args:
-        rows: Those of `growth_table`.
+        rows: those of `growth_table`.
         loss_threshold: tau, drawn beside the loss.
     """
     figure = Figure(figsize=(13, 2.8), layout="constrained")

@@ -19,12 +19,15 @@ from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from avalanche.evaluation.metrics import Accuracy
 
+from avl_plugins.metrics._plugins import position
+from avl_plugins.tasks.arguments import check_flag
+
 
 def forgetting(accuracies: Sequence[Mapping[int, float]]) -> dict[int, float]:
     """Return f_j^k for each experience j of the last row that an earlier row knows too.
 
     Args:
-        accuracies: Row l is the accuracy on each experience (by number) after the l-th training; the last row is a_k.
+        accuracies: row l is the accuracy on each experience (by number) after the l-th training; the last row is a_k.
     """
     *history, last = accuracies
     best: dict[int, float] = {}
@@ -43,12 +46,18 @@ def chaudhry_forgetting_metrics(*, experience: bool = False, stream: bool = Fals
     training on one twice in a row counts as one training.
 
     Args:
-        experience: "ExperienceMaxForgetting", f_j^k after evaluating each earlier experience j.
-        stream: "StreamMaxForgetting", F_k over the earlier experiences in the evaluated stream; 0 where there are none.
+        experience: "forgetting/ExperienceMaxForgetting", f_j^k after evaluating each earlier experience j.
+        stream: "forgetting/StreamMaxForgetting", F_k over the earlier experiences in the evaluated stream; 0 if there
+            are none.
 
     Returns:
-        The metrics asked for, to be passed to ``EvaluationPlugin``.
+        The metrics asked for, to be passed to `EvaluationPlugin`.
+
+    Raises:
+        TypeError: An argument is not True or False.
     """
+    check_flag("experience", experience)
+    check_flag("stream", stream)
     metrics: list[PluginMetric] = []
     if experience:
         metrics.append(MaxForgetting(per_experience=True))
@@ -58,14 +67,15 @@ def chaudhry_forgetting_metrics(*, experience: bool = False, stream: bool = Fals
 
 
 class MaxForgetting(PluginMetric[dict[int, float]]):
-    """Max over history minus last; see :func:`chaudhry_forgetting_metrics`.
+    """Max over history minus last; see `chaudhry_forgetting_metrics`.
 
     Args:
-        per_experience: Log f_j^k after each experience; else their mean F_k after the stream.
+        per_experience: log f_j^k after each experience; else their mean F_k after the stream.
     """
 
     def __init__(self, *, per_experience: bool) -> None:
         super().__init__()
+        check_flag("per_experience", per_experience)
         self.per_experience = per_experience
         self.trained: list[int] = []
         """Number of the experience of each training so far."""
@@ -127,7 +137,7 @@ class MaxForgetting(PluginMetric[dict[int, float]]):
             name = get_metric_name(self, strategy, add_experience=True)
         else:  # without a task: Avalanche would put that of the last experience
             name = get_metric_name(self, strategy, add_experience=False, add_task=False)
-        return MetricValue(self, name, value, strategy.clock.train_iterations)
+        return MetricValue(self, name, value, position(strategy))
 
     def __str__(self) -> str:
-        return "ExperienceMaxForgetting" if self.per_experience else "StreamMaxForgetting"
+        return "forgetting/ExperienceMaxForgetting" if self.per_experience else "forgetting/StreamMaxForgetting"

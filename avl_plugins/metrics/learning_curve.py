@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from math import isfinite
+
+from avl_plugins.tasks.arguments import check_number
 
 Curve = Sequence[tuple[float, float]]
 """Points (iterations, value); iterations do not decrease."""
@@ -28,15 +29,15 @@ def learning_curve_area(curve: Curve, floor: float = 0.0) -> float:
     first iteration, for the mean height above the floor.
 
     Args:
-        curve: At least two points (iterations, value).
-        floor: The value of an untrained learner.
+        curve: at least two points (iterations, value).
+        floor: the value of an untrained learner.
 
     Raises:
-        ValueError: If there are fewer than two points, their iterations decrease, or something is not finite.
+        TypeError: A point is no pair of numbers.
+        ValueError: There are fewer than two points, their iterations decrease, or something is not finite.
     """
     points = curve_points(curve, "curve")
-    if not isfinite(floor):
-        raise ValueError(f"floor: expected a finite number, got {floor}")
+    check_number("floor", floor)
     return sum((x - w) * ((a - floor) + (b - floor)) / 2 for (w, a), (x, b) in pairwise(points))
 
 
@@ -46,9 +47,9 @@ def transfer_score(curve: Curve, baseline: Curve, floor: float = 0.0) -> float:
     The two may have been measured at different iterations in between.
 
     Args:
-        curve: Points (iterations, value) of the run that is judged.
-        baseline: Points of a single column trained on the target alone, over the same iterations.
-        floor: The value of an untrained learner, the same for both.
+        curve: points (iterations, value) of the run that is judged.
+        baseline: points of a single column trained on the target alone, over the same iterations.
+        floor: the value of an untrained learner, the same for both.
 
     Raises:
         ValueError: As `learning_curve_area`; if the first or last iterations differ, or the baseline's area is not
@@ -65,15 +66,23 @@ def transfer_score(curve: Curve, baseline: Curve, floor: float = 0.0) -> float:
 
 
 def curve_points(curve: Iterable[tuple[float, float]], name: str) -> list[tuple[float, float]]:
-    """Return the points of a curve; a ValueError says what is wrong with it."""
-    points = [(x, float(value)) for x, value in curve]
+    """Return the points of a curve; a ValueError or TypeError says what is wrong with it."""
+    points = []
+    for number, point in enumerate(curve):
+        try:
+            x, value = point
+        except (TypeError, ValueError):
+            raise TypeError(f"{name}[{number}] must be a pair (iterations, value), got {point!r}") from None
+        check_number(f"iterations of {name}[{number}]", x)
+        check_number(f"value of {name}[{number}]", value)
+        points.append((x, float(value)))
     if len(points) < 2:
-        raise ValueError(f"{name}: an area needs at least 2 points (iterations, value), got {len(points)}")
-    if not all(isfinite(x) and isfinite(value) for x, value in points):
-        raise ValueError(f"{name}: there are points that are not finite")
+        raise ValueError(f"{name} must have at least 2 points (iterations, value), got {len(points)}")
     for before, after in pairwise(points):
         if after[0] < before[0]:
-            raise ValueError(f"{name}: iterations must not decrease, and {after[0]:g} comes after {before[0]:g}")
+            raise ValueError(
+                f"{name} must have iterations that do not decrease, and {after[0]:g} comes after {before[0]:g}"
+            )
     return points
 
 

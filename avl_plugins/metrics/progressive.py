@@ -8,13 +8,16 @@ import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from avl_plugins.data.loading import batches_in_memory
+from avl_plugins.metrics._plugins import position
 from avl_plugins.metrics.columns import find_progressive_network
+from avl_plugins.metrics.pictures import Picture
+from avl_plugins.progressive.activations import stages_of
 from avl_plugins.progressive.figure import sensitivity_figure
 from avl_plugins.progressive.sensitivity import FisherSensitivity, Normalise, average_fisher_sensitivity
+from avl_plugins.tasks.arguments import check_choice, check_count, check_flag
 from avl_plugins.tasks.labels import experience_labels
 
 
@@ -33,21 +36,24 @@ def sensitivity_metrics(
     It is computed on the task's training data, without train-time augmentation, after training on it.
 
     Args:
-        figure: "AFS", the figure of `sensitivity_figure`.
-        columns: "AFS/column<j>", each column's share, averaged over depths.
-        layers: "AFS/depth<i>/column<j>", AFS(i, j).
-        normalise: As for `average_fisher_sensitivity`.
-        labels: As for `average_fisher_sensitivity`.
-        max_samples: Use a uniformly random subset of this many samples; None for all.
-        batch_size: Samples per pass.
+        figure: "progressive/AFS", the figure of `sensitivity_figure`.
+        columns: "progressive/AFS/column<j>", each column's share, averaged over depths.
+        layers: "progressive/AFS/depth<i>/column<j>", AFS(i, j).
+        normalise: as for `average_fisher_sensitivity`.
+        labels: as for `average_fisher_sensitivity`.
+        max_samples: use a uniformly random subset of this many samples; None for all.
+        batch_size: samples per pass.
 
     Returns:
         The metric, in a list, to be passed to `EvaluationPlugin`; an empty one if nothing is asked for.
 
     Raises:
-        ValueError: If an argument is out of range; in training, if the model does not contain one
+        TypeError: An argument is of another kind.
+        ValueError: An argument is out of range; at the start of a training, the model does not contain one
             `ProgressiveNetwork`, or columns differ in width with normalise="map".
     """
+    for name, wanted in (("figure", figure), ("columns", columns), ("layers", layers)):
+        check_flag(name, wanted)
     if not (figure or columns or layers):
         return []
     return [
@@ -78,14 +84,10 @@ class ColumnSensitivity(PluginMetric[FisherSensitivity | None]):
         batch_size: int = 256,
     ) -> None:
         super().__init__()
-        if normalise not in ("layer", "map"):
-            raise ValueError(f"normalise: expected 'layer' or 'map', got {normalise!r}")
-        if labels not in ("exact", "sampled"):
-            raise ValueError(f"labels: expected 'exact' or 'sampled', got {labels!r}")
-        if max_samples is not None and max_samples < 1:
-            raise ValueError(f"max_samples: expected at least 1, or None for all, got {max_samples}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        check_choice("normalise", normalise, ("layer", "map"))
+        check_choice("labels", labels, ("exact", "sampled"))
+        check_count("max_samples", max_samples, none="all")
+        check_count("batch_size", batch_size)
         self.figure, self.columns, self.layers = figure, columns, layers
         self.normalise, self.labels = normalise, labels
         self.max_samples, self.batch_size = max_samples, batch_size
@@ -105,11 +107,15 @@ class ColumnSensitivity(PluginMetric[FisherSensitivity | None]):
         return FisherSensitivity(self.label, normalise, self.fisher, self.means)
 
     def before_training_exp(self, strategy: Any) -> None:
-        """Say before the training that there are no columns."""
-        find_progressive_network(strategy.model)
+        """Say before the training that there are no columns, or maps of theirs that cannot be compared."""
+        network = find_progressive_network(strategy.model)
+        if self.normalise == "map":
+            stages = stages_of(network, network.labels[-1])
+            nothing = {place: torch.zeros(stage.maps) for place, stage in stages.items()}
+            FisherSensitivity(network.labels[-1], "map", nothing, nothing)  # which compares the widths
 
     def after_training_exp(self, strategy: Any) -> list[MetricValue] | None:
-        """Compute, and log."""
+        """Compute the sensitivity to the columns, and log it."""
         network = find_progressive_network(strategy.model)
         (label,) = experience_labels(strategy.experience)
         if network.labels.index(label) == 0:
@@ -128,18 +134,18 @@ class ColumnSensitivity(PluginMetric[FisherSensitivity | None]):
         return self._values(strategy, found)
 
     def _values(self, strategy: Any, found: FisherSensitivity) -> list[MetricValue]:
-        values: dict[str, float | Figure] = {}
+        values: dict[str, float | Picture] = {}
         if self.columns:
-            values |= {f"AFS/column{j}": share for j, share in enumerate(found.columns.tolist())}
+            values |= {f"{self}/column{j}": share for j, share in enumerate(found.columns.tolist())}
         if self.layers:
             for i, row in enumerate(found.layers.tolist()):
-                values |= {f"AFS/depth{i}/column{j}": value for j, value in enumerate(row)}
+                values |= {f"{self}/depth{i}/column{j}": value for j, value in enumerate(row)}
         if self.figure:
             network = find_progressive_network(strategy.model)
             names = [f"task {label}" for label in network.labels[: found.shape[1]]]
-            values["AFS"] = sensitivity_figure(found, columns=names)
-        x = strategy.clock.train_iterations
+            values[str(self)] = Picture(sensitivity_figure(found, columns=names))
+        x = position(strategy)
         return [MetricValue(self, get_metric_name(name, strategy), value, x) for name, value in values.items()]
 
     def __str__(self) -> str:
-        return "AFS"
+        return "progressive/AFS"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
 import torch
 from avalanche.evaluation import PluginMetric
-from avalanche.evaluation.metric_results import MetricValue, TensorImage
+from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
+from PIL import Image
 from torch import Tensor
 
+from avl_plugins.tasks.arguments import check_count, check_flag, check_kind, check_number
+
 __all__ = ["normalised_score", "return_metrics", "rollout_metrics"]
+
+log = logging.getLogger(__name__)
 
 
 def normalised_score(score: float, reference: tuple[float, float], *, clip: bool = True) -> float:
@@ -20,8 +26,14 @@ def normalised_score(score: float, reference: tuple[float, float], *, clip: bool
 
     With a random player's and a person's score it is the score of Kirkpatrick et al. 2017 (arXiv:1612.00796, sec. 2.2),
     clipped above and not below.
+
+    Raises:
+        TypeError: a number is none.
+        ValueError: a number is not finite, or high is not above low.
     """
-    low, high = reference
+    check_number("score", score)
+    check_flag("clip", clip)
+    low, high = _checked_reference("reference", reference)
     value = (float(score) - low) / (high - low)
     return min(value, 1.0) if clip else value
 
@@ -40,16 +52,21 @@ def return_metrics(
             evaluation, by experience. It is the sum of rewards as the environment gives them.
         lengths: "EpisodeLength", the same of agent steps.
         speed: "StepsPerSecond", agent steps a second of a training epoch, all told.
-        references: By the task's name a low and a high return, a random player's and a person's for example.
+        references: by the task's name a low and a high return, a random player's and a person's for example.
             "NormalisedReturn" of each experience of an evaluation is then logged (see `normalised_score`), and the sum
-            over the stream, "TotalScore": the score of Kirkpatrick et al. 2017, fig. 3.
+            over the stream, "TotalScore": the score of Kirkpatrick et al. 2017, fig. 3. Where a task that is trained
+            has none, a warning in the log says so.
 
     Returns:
         The metrics asked for, to be passed to `EvaluationPlugin`.
 
     Raises:
-        ValueError: If a reference is not higher than its low value; in an evaluation, if a task has none.
+        TypeError: an argument is of another kind.
+        ValueError: a reference is not higher than its low value. In an evaluation, a task has none; nothing of it has
+            been played then.
     """
+    for name, wanted in (("returns", returns), ("lengths", lengths), ("speed", speed)):
+        check_flag(name, wanted)
     metrics: list[PluginMetric] = []
     if returns:
         metrics.append(EpisodeMean("Return", "total"))
@@ -62,16 +79,28 @@ def return_metrics(
     return metrics
 
 
+def _checked_reference(name: str, reference: Any) -> tuple[float, float]:
+    """Return (low, high), or refuse it."""
+    if not isinstance(reference, tuple | list) or len(reference) != 2:
+        raise TypeError(f"{name} must be a pair (low, high), got {reference!r}")
+    low, high = reference
+    check_number(f"low of {name}", low)
+    check_number(f"high of {name}", high)
+    if not high > low:
+        raise ValueError(f"{name} must be (low, high) with high > low, got {(low, high)}")
+    return float(low), float(high)
+
+
 class EpisodeMean(PluginMetric[dict[int, float]]):
     """Mean of an attribute of episodes; see `return_metrics`.
 
     Args:
-        name: Of the metric.
+        name: of the metric.
         attribute: "total" or "length".
 
     Attributes:
-        curves: Learning curve by task label: points (agent steps in the task, mean of the epoch), where any ended.
-        evaluated: Mean of the latest evaluation by task label.
+        curves: learning curve by task label: points (agent steps in the task, mean of the epoch), where any ended.
+        evaluated: mean of the latest evaluation by task label.
     """
 
     def __init__(self, name: str, attribute: str) -> None:
@@ -133,11 +162,11 @@ class StepsPerSecond(PluginMetric[float | None]):
         return self.value
 
     def before_training_epoch(self, strategy: Any) -> None:
-        """Start."""
+        """Start the clock."""
         self.started = (perf_counter(), strategy.steps)
 
     def after_training_epoch(self, strategy: Any) -> MetricValue | None:
-        """Log."""
+        """Log the epoch's speed."""
         if self.started is None:
             return None
         seconds, steps = perf_counter() - self.started[0], strategy.steps - self.started[1]
@@ -153,15 +182,15 @@ class TotalScore(PluginMetric[float | None]):
     """Normalised returns of an evaluation and their sum; see `return_metrics`.
 
     Attributes:
-        scores: Normalised return of the latest evaluation by the task's name.
+        scores: normalised return of the latest evaluation by the task's name.
     """
 
     def __init__(self, references: Mapping[str, tuple[float, float]]) -> None:
         super().__init__()
-        for name, (low, high) in references.items():
-            if not high > low:
-                raise ValueError(f"references: expected (low, high) with high > low for {name!r}, got {(low, high)}")
-        self.references = {name: (float(low), float(high)) for name, (low, high) in references.items()}
+        check_kind("references", references, Mapping, "a dict of (low, high) by the task's name")
+        self.references = {
+            name: _checked_reference(f"references[{name!r}]", reference) for name, reference in references.items()
+        }
         self.reset()
 
     def reset(self) -> None:
@@ -172,22 +201,35 @@ class TotalScore(PluginMetric[float | None]):
         """Return the sum over the latest evaluation."""
         return sum(self.scores.values()) if self.scores else None
 
+    def before_training_exp(self, strategy: Any) -> None:
+        """Say of a task that is trained if it cannot be scored in an evaluation."""
+        if lacking := self._lacking(strategy.experience.name):
+            log.warning("%s: an evaluation of it will be refused", lacking)
+
     def before_eval(self, strategy: Any) -> None:
         """Begin an evaluation."""
         self.scores = {}
 
+    def before_eval_exp(self, strategy: Any) -> None:
+        """Refuse a task that cannot be scored, before it is played."""
+        if lacking := self._lacking(strategy.experience.name):
+            raise ValueError(lacking)
+
+    def _lacking(self, name: str) -> str | None:
+        if name in self.references:
+            return None
+        return f"references: there is none for {name!r}; those given are {sorted(self.references)}"
+
     def after_eval_exp(self, strategy: Any) -> MetricValue:
-        """Log an experience's."""
+        """Log an experience's score."""
         name = strategy.experience.name
-        if name not in self.references:
-            raise ValueError(f"references: there is none for {name!r}; those given are {sorted(self.references)}")
         mean = sum(episode.total for episode in strategy.episodes) / len(strategy.episodes)
         self.scores[name] = normalised_score(mean, self.references[name])
         where = get_metric_name("NormalisedReturn", strategy, add_experience=True)
         return MetricValue(self, where, self.scores[name], strategy.steps)
 
     def after_eval(self, strategy: Any) -> MetricValue:
-        """Log the sum."""
+        """Log the sum of the scores."""
         total = float(sum(self.scores.values()))
         return MetricValue(self, get_metric_name(self, strategy, add_task=False), total, strategy.steps)
 
@@ -199,20 +241,20 @@ def rollout_metrics(*, frames: int = 16, every: int = 8, scale: int = 1) -> list
     """Make the metric "Rollout": a picture of the first environment in each experience of an evaluation.
 
     Args:
-        frames: How many observations are shown, side by side in rows of 8.
-        every: Agent steps between them.
-        scale: Each pixel is shown as so many in width and height.
+        frames: how many observations are shown, side by side in rows of 8.
+        every: agent steps between them.
+        scale: each pixel is shown as so many in width and height.
 
     Returns:
         The metric, in a list. Of observations (C, H, W) the last channel is shown, or where there are more than four
         the brightest at each place; observations that are no images give no picture.
 
     Raises:
-        ValueError: If an argument is below 1.
+        TypeError: an argument is no integer.
+        ValueError: an argument is below 1.
     """
     for name, value in (("frames", frames), ("every", every), ("scale", scale)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_count(name, value)
     return [Rollout(frames, every, scale)]
 
 
@@ -256,7 +298,8 @@ class Rollout(PluginMetric[Tensor | None]):
         if picture is None:
             return None
         name = get_metric_name(self, strategy, add_experience=True)
-        return MetricValue(self, name, TensorImage(picture.expand(3, -1, -1)), strategy.steps)
+        pixels = (picture[0] * 255).round().to(torch.uint8).numpy()
+        return MetricValue(self, name, Image.fromarray(pixels), strategy.steps)  # W&B takes no channels in front
 
     def __str__(self) -> str:
         return "Rollout"

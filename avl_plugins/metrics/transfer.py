@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,8 +12,12 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from avalanche.evaluation.metrics import Accuracy
 from avalanche.training.templates.base_sgd import PeriodicEval
 
+from avl_plugins.metrics._plugins import position
 from avl_plugins.metrics.learning_curve import Curve, curve_points, positive_area, transfer_score
-from avl_plugins.tasks.labels import check_labels_differ, experience_labels
+from avl_plugins.tasks.arguments import check_choice, check_number
+from avl_plugins.tasks.labels import check_labels_differ, experience_labels, task_label
+
+log = logging.getLogger(__name__)
 
 
 def transfer_metrics(
@@ -32,21 +37,23 @@ def transfer_metrics(
     the first time counts.
 
     Args:
-        baseline: Learning curves of a single column by task label, `curves` of another run's metric for example. Only
+        baseline: learning curves of a single column by task label, `curves` of another run's metric for example. Only
             labels in it are scored. Copied.
-        floor: What an untrained learner has, chance for example; one number, or one by task label.
+        floor: what an untrained learner has, chance for example; one number, or one by task label.
         phase: "eval": accuracy on the experience of the same number in periodic evaluations, the one before training,
             at iteration 0, included. It needs `eval_every >= 0` and the experience among the `eval_streams`. "train":
             accuracy of the mini-batches, each before its own update, so that n iterations end at n - 1.
-        stream_name: With "eval", the stream whose accuracy counts ("test"); None where only one is evaluated.
+        stream_name: with "eval", the stream whose accuracy counts ("test"); None where only one is evaluated.
 
     Returns:
         The metric, in a list, to be passed to `EvaluationPlugin`.
 
     Raises:
-        ValueError: If an argument is out of range, `floor` lacks a label of `baseline`, or a baseline's area above the
-            floor is not positive; in training, if there are no evaluations to record, experiences have several task
-            labels or all the same one, or a curve's budget differs from its baseline's.
+        TypeError: An argument is of another kind.
+        ValueError: An argument is out of range, `floor` lacks a label of `baseline`, or a baseline's area above the
+            floor is not positive; in training, if there are no evaluations to record, or experiences have several task
+            labels or all the same one. A curve with another budget than its baseline's, or of fewer than two points, is
+            not scored, and a warning in the log says so.
     """
     return [Transfer(baseline=baseline, floor=floor, phase=phase, stream_name=stream_name)]
 
@@ -55,8 +62,8 @@ class Transfer(PluginMetric[dict[int, float]]):
     """Area under the learning curve relative to a baseline's; see `transfer_metrics`.
 
     Attributes:
-        curves: Learning curve by task label, as far as it has come: points (iterations, accuracy).
-        scores: Transfer score by task label.
+        curves: learning curve by task label, as far as it has come: points (iterations, accuracy).
+        scores: transfer score by task label.
     """
 
     def __init__(
@@ -68,14 +75,22 @@ class Transfer(PluginMetric[dict[int, float]]):
         stream_name: str | None = None,
     ) -> None:
         super().__init__()
-        if phase not in ("eval", "train"):
-            raise ValueError(f"phase: expected 'eval' or 'train', got {phase!r}")
+        check_choice("phase", phase, ("eval", "train"))
+        if not isinstance(stream_name, str | None):
+            raise TypeError(f"stream_name must be a stream's name, or None, got {stream_name!r}")
+        if not isinstance(baseline, Mapping | None):
+            raise TypeError(f"baseline must be a dict of learning curves by task label, or None, got {baseline!r}")
         self.phase, self.stream_name = phase, stream_name
-        given = dict(baseline or {})
-        self.baseline = {int(label): curve_points(curve, f"baseline[{label}]") for label, curve in given.items()}
-        if isinstance(floor, Mapping) and (absent := sorted(self.baseline.keys() - floor.keys())):
-            raise ValueError(f"floor: it has no value for the task labels {absent} of the baseline")
-        self.floors = {k: float(floor[k] if isinstance(floor, Mapping) else floor) for k in self.baseline}
+        given = {task_label(label): curve for label, curve in (baseline or {}).items()}
+        self.baseline = {label: curve_points(curve, f"baseline[{label}]") for label, curve in given.items()}
+        if not isinstance(floor, Mapping):
+            check_number("floor", floor)
+            floor = dict.fromkeys(self.baseline, floor)
+        for label, value in floor.items():
+            check_number(f"floor[{label}]", value)
+        if absent := sorted(self.baseline.keys() - floor.keys()):
+            raise ValueError(f"floor must have a value for the task labels {absent} of the baseline, got {dict(floor)}")
+        self.floors = {label: float(floor[label]) for label in self.baseline}
         for label, curve in self.baseline.items():
             positive_area(curve, self.floors[label], f"baseline[{label}]")
         self.accuracy = Accuracy()
@@ -176,18 +191,14 @@ class Transfer(PluginMetric[dict[int, float]]):
         self.done.append(label)
         if label not in self.baseline:
             return []
-        if len(self.curves[label]) < 2:
-            raise ValueError(
-                f"transfer_metrics: {len(self.curves[label])} points of the learning curve of task {label}; evaluate "
-                "more often (eval_every) or train longer"
-            )
         try:
             score = transfer_score(self.curves[label], self.baseline[label], self.floors[label])
-        except ValueError as error:
-            raise ValueError(f"task {label}: {error}") from error
+        except ValueError as error:  # the training is done: it must not be lost by this
+            log.warning("transfer_metrics: task %s gets no score: %s", label, error)
+            return []
         self.scores[label] = score
         name = get_metric_name(self, strategy, add_task=label)
-        return [MetricValue(self, name, score, strategy.clock.train_iterations)]
+        return [MetricValue(self, name, score, position(strategy))]
 
     def _check_evaluations(self, strategy: Any, number: int) -> None:
         """Raise, before the training, where nothing would be recorded."""

@@ -76,7 +76,7 @@ def check_network(network: Any, label: int) -> int:
         ValueError: It has no column for the task, or normalises by the statistics of the batch.
     """
     if not hasattr(network, "columns") or not hasattr(network, "forward_single_task"):
-        raise TypeError(f"network: expected a ProgressiveNetwork, got a {type(network).__name__}")
+        raise TypeError(f"network must be a ProgressiveNetwork, got a {type(network).__name__}")
     if label not in network.labels:
         raise ValueError(f"label: there is no column for task {label}; the tasks so far are {network.labels}")
     for name, module in network.named_modules():
@@ -136,5 +136,11 @@ def read_batches(batches: Iterable[Any], label: int, device: torch.device) -> It
 
 
 def own_generator(generator: torch.Generator | None) -> torch.Generator:
-    """Return the generator given, or a new one seeded like the global one, which is left alone."""
+    """Return the generator given, or a new one seeded like the global one, which is left alone.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, or None for a new one, got {generator!r}")
     return torch.Generator().manual_seed(torch.initial_seed()) if generator is None else generator

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from avl_plugins.tasks.arguments import check_choice, check_number
 
 __all__ = ["Adapter", "Laterals", "LinearAdapter", "MLPAdapter", "concatenated", "feature_dim", "reduced_width"]
 
@@ -45,6 +47,7 @@ class Laterals:
 
     Raises:
         ValueError: If an argument is out of range.
+        TypeError: If one is of another kind.
     """
 
     adapter: Adapter | None
@@ -52,12 +55,9 @@ class Laterals:
     alpha_init: float
 
     def __post_init__(self) -> None:
-        if self.adapter not in ("mlp", "linear", None):
-            raise ValueError(f'adapter: expected "mlp", "linear" or None, got {self.adapter!r}')
-        if not (isfinite(self.reduction) and self.reduction > 0):
-            raise ValueError(f"reduction: expected a positive number, got {self.reduction}")
-        if not isfinite(self.alpha_init):
-            raise ValueError(f"alpha_init: expected a finite number, got {self.alpha_init}")
+        check_choice("adapter", self.adapter, ("mlp", "linear", None))
+        check_number("reduction", self.reduction, low=0, open_low=True)
+        check_number("alpha_init", self.alpha_init)
 
     def make(self, layer: nn.Module, own: Source, sources: Sequence[Source]) -> nn.Module | None:
         """Make the connection from `sources` into `layer`, which reads `own`; None where there is none."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from avl_plugins.progressive.adapters import CONVOLUTIONS, Laterals, Source
+from avl_plugins.tasks.copies import refuse_lazy
 from avl_plugins.tasks.network import MASK
 
 __all__ = ["Column", "Stage"]
@@ -180,13 +181,15 @@ class Column(nn.Module):
 def _flat(layers: Any) -> Iterator[nn.Module]:
     """Yield the modules of nested Sequentials in order, and refuse those that a column cannot be cut at."""
     if not isinstance(layers, nn.Sequential):
-        raise TypeError(f"column: expected an nn.Sequential, or a function that makes one, got {type(layers).__name__}")
+        raise TypeError(
+            "column must be an nn.Sequential, not inside DataParallel or torch.compile, or a function that makes one, "
+            f"got {type(layers).__name__}"
+        )
     for module in layers:
         if isinstance(module, nn.Sequential):
             yield from _flat(module)
             continue
-        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
-            raise TypeError(f"column: {type(module).__name__} has no shape yet; give it its number of inputs")
+        refuse_lazy("column", module)
         affine = isinstance(module, nn.Linear) or type(module) in CONVOLUTIONS
         inside = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase))]
         if not affine and inside:

@@ -39,7 +39,7 @@ def sensitivity_figure(
     columns = [f"column {j}" for j in range(width)] if columns is None else columns
     for name, given, n in (("layers", layers, depths), ("columns", columns, width)):
         if len(given) != n:
-            raise ValueError(f"{name}: expected {n} names, got {len(given)}")
+            raise ValueError(f"{name} must be {n} names, got {len(given)}")
     measure, maps = "APS", None
     if isinstance(sensitivity, FisherSensitivity):
         measure, maps = "AFS", sensitivity.maps

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from avl_plugins.progressive.column import Column
+from avl_plugins.tasks.arguments import check_callable, check_count
+from avl_plugins.tasks.copies import copy_module, refuse_lazy
 
 __all__ = ["ColumnMaker"]
 
@@ -19,24 +21,27 @@ class ColumnMaker:
         features: Number of features that the head reads, where the last affine layer is a convolution, or a function.
 
     Raises:
-        TypeError: If `column` is neither.
-        ValueError: If `features` is below 1, or a module has parameters and no `reset_parameters()`.
+        TypeError: If `column` is neither, or `features` no integer.
+        ValueError: If `features` is below 1, or a module has parameters and no `reset_parameters()`, or one that does
+            not reset the weight, which is computed.
     """
 
     def __init__(
         self, column: nn.Sequential | Callable[[int], nn.Sequential], features: int | Callable[[int], int] | None
     ) -> None:
-        if not callable(features) and features is not None and features < 1:
-            raise ValueError(f"features: expected at least 1, got {features}")
-        if not callable(column):
-            raise TypeError(f"column: expected an nn.Sequential, or a function that makes one, got {column!r}")
+        if not callable(features):
+            check_count("features", features, none="the number of the last layer's units")
+        check_callable("column", column, "of the column's index that returns an nn.Sequential, or one itself")
         self.features = features
+        if isinstance(column, nn.Module):
+            refuse_lazy("column", column)
         self.function: Callable[[int], Any] | None = None if isinstance(column, nn.Module) else column
-        self.template: Any = deepcopy(column) if isinstance(column, nn.Module) else None
+        self.template: Any = copy_module(column) if isinstance(column, nn.Module) else None
 
     def __call__(self, index: int) -> Column:
         """Make column number `index`; with the first one it is found out whether others can be made."""
         features = self.features(index) if callable(self.features) else self.features
+        check_count("features", features, none="the number of the last layer's units")
         if self.function is not None:
             return Column(self.function(index), features=features)
         layers = deepcopy(self.template)
@@ -58,4 +63,12 @@ def _check_resets(layers: nn.Module) -> None:
             raise ValueError(
                 f"column: {type(module).__name__} ({name}) has parameters and no reset_parameters(), so that it cannot "
                 "be made anew for each task; pass a function index -> nn.Sequential instead"
+            )
+        if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in (
+            *module._parameters,
+            *module._buffers,
+        ):
+            raise ValueError(
+                f"column: {type(module).__name__} ({name}) computes its weight (weight_norm?), and reset_parameters() "
+                "does not make it anew; pass a function index -> nn.Sequential instead"
             )

@@ -3,18 +3,20 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from avl_plugins.data.serving import Given, Served
 from avl_plugins.progressive.adapters import Adapter, Laterals, concatenated, feature_dim
 from avl_plugins.progressive.column import Column
 from avl_plugins.progressive.fresh import ColumnMaker
-from avl_plugins.progressive.frozen import FrozenFeatures
+from avl_plugins.progressive.frozen import given_for
 from avl_plugins.progressive.single_task import SingleTaskNetwork, Tap, run_columns
 from avl_plugins.progressive.state import grow_to, shape_of
+from avl_plugins.tasks.arguments import check_flag
+from avl_plugins.tasks.copies import copy_module
 from avl_plugins.tasks.labels import (
     check_labels_differ,
     class_labels,
@@ -66,7 +68,7 @@ class ProgressiveNetwork(TaskNetwork):
         ValueError: If an argument is out of range, or `column` has a layer that cannot be made anew; in training, if an
             experience has no task label or several, its label has been trained on (unless `retrain`, and with no other
             classes), or all experiences of the stream have the same one.
-        TypeError: If `column` cannot be cut into layers.
+        TypeError: If `column` cannot be cut into layers, or an argument is of another kind.
 
     Attributes:
         columns: The `Column`s. There is one before the first task, so that an optimizer can be made.
@@ -85,9 +87,10 @@ class ProgressiveNetwork(TaskNetwork):
         unseen: str = "constant",
     ) -> None:
         super().__init__(unseen=unseen)
+        check_flag("retrain", retrain)
         self.laterals = Laterals(adapter, reduction, alpha_init)
         self.retrain = retrain
-        self._given: FrozenFeatures | None = None
+        self._given: Given | None = None
         self._make = ColumnMaker(column, features)
         self.columns = nn.ModuleList([self._make(0)])
 
@@ -187,11 +190,11 @@ class ProgressiveNetwork(TaskNetwork):
         columns = self._columns()[: self.index_of(label) + 1]
         if self._given is None or tap is not None or not self.training or columns[-1] is not self.columns[-1]:
             return run_columns(columns, x, tap)
-        given = self._given.of(x)
+        given = list(given_for(x, self._given))
         return [given, columns[-1](x, [given])]
 
     @contextmanager
-    def given_features(self, given: FrozenFeatures) -> Iterator[None]:
+    def given_features(self, given: Given) -> Iterator[None]:
         """Use these in training on the newest task; any batch but theirs is then an error."""
         self._given = given
         try:
@@ -199,8 +202,8 @@ class ProgressiveNetwork(TaskNetwork):
         finally:
             self._given = None
 
-    def frozen_features(self, x: Tensor) -> FrozenFeatures:
-        """Return, by depth, the concatenated features of all columns before the newest."""
+    def frozen_features(self, x: Tensor) -> Given:
+        """Return, by depth, the concatenated features that all columns before the newest have for a batch."""
         *columns, newest = self._columns()
         if not columns:
             raise ValueError("there are no frozen features yet: the network has one column")
@@ -208,7 +211,7 @@ class ProgressiveNetwork(TaskNetwork):
             found = run_columns(columns, x)
         dims = [feature_dim(newest.layer_at(depth)) for depth in range(1, len(newest.stages) + 1)]
         by_depth = zip(zip(*found, strict=True), dims, strict=True)
-        return FrozenFeatures(x, [concatenated(h, dim) for h, dim in by_depth])
+        return Given(Served.of(torch.arange(len(x)), x), tuple(concatenated(h, dim) for h, dim in by_depth))
 
     def parameters_of(self, label: int) -> dict[str, int]:
         """Return the number of a task's own parameters: "column" with the head, and "lateral", its adapters."""
@@ -222,7 +225,7 @@ class ProgressiveNetwork(TaskNetwork):
         """Return what one task needs as a plain module, x -> logits, in evaluation mode; a copy."""
         index = self.index_of(label)
         columns = self._columns()[index if self.adapter is None else 0 : index + 1]
-        return SingleTaskNetwork(deepcopy(columns)).eval()
+        return SingleTaskNetwork([*copy_module(nn.ModuleList(columns))]).eval()  # type: ignore[arg-type]
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the tasks of the columns."""

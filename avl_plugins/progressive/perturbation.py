@@ -33,6 +33,7 @@ from avl_plugins.progressive.activations import (
     unchanged,
 )
 from avl_plugins.progressive.sensitivity import column_shares
+from avl_plugins.tasks.arguments import check_count, check_number
 
 if TYPE_CHECKING:
     from avl_plugins.progressive.network import ProgressiveNetwork
@@ -122,15 +123,12 @@ def average_perturbation_sensitivity(
     Raises:
         ValueError: If an argument is out of range, there is no column for `label`, no sample, samples of another task,
             or a score without noise that is not positive; if the score is low at any level of noise.
-        TypeError: If `network` or a batch is of another kind.
+        TypeError: If an argument or a batch is of another kind.
     """
-    if not 0 < drop < 1:
-        raise ValueError(f"drop: expected a share between 0 and 1, got {drop}")
-    if repeats < 1:
-        raise ValueError(f"repeats: expected at least 1, got {repeats}")
-    for name, value in (("tolerance", tolerance), ("largest", largest)):
-        if not (isfinite(value) and value > 0):
-            raise ValueError(f"{name}: expected a positive number, got {value}")
+    check_number("drop", drop, low=0, high=1, open_low=True, open_high=True)
+    check_count("repeats", repeats)
+    check_number("tolerance", tolerance, low=0, open_low=True)
+    check_number("largest", largest, low=0, open_low=True)
     check_network(network, label)
     generator = own_generator(generator)
     evaluate, random = (data, True) if callable(data) else (accuracy_above_chance(network, data, label), False)

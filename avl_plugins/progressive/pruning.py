@@ -8,7 +8,6 @@ laterals no longer read the maps of earlier columns that its task is least sensi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +19,8 @@ from avl_plugins.progressive.activations import Place, check_network, unchanged
 from avl_plugins.progressive.adapters import MLPAdapter
 from avl_plugins.progressive.perturbation import Evaluate, PerturbationSensitivity, accuracy_above_chance
 from avl_plugins.progressive.sensitivity import FisherSensitivity
+from avl_plugins.tasks.arguments import check_choice, check_number
+from avl_plugins.tasks.copies import copy_module
 
 if TYPE_CHECKING:
     from avl_plugins.progressive.network import ProgressiveNetwork
@@ -85,17 +86,15 @@ def prune_laterals(
     Raises:
         ValueError: If an argument is out of range, `label` has no laterals, or the sensitivity is that of another task
             or lacks a value.
-        TypeError: If `network` or `sensitivity` is of another kind.
+        TypeError: If an argument is of another kind.
     """
-    if not 0 <= keep <= 1:
-        raise ValueError(f"keep: expected a share from 0 to 1, got {keep}")
-    if across not in ("depth", "network"):
-        raise ValueError(f"across: expected 'depth' or 'network', got {across!r}")
+    check_number("keep", keep, low=0, high=1)
+    check_choice("across", across, ("depth", "network"))
     index = check_network(network, label)
     total = network.parameters_of(label)["lateral"]
     if total == 0:
         raise ValueError(f"label: the column of task {label} has no lateral connections to prune")
-    copy = deepcopy(network)
+    copy = copy_module(network)
     columns: list[Any] = list(copy.columns)
     targets = [*columns[index].stages[1:], columns[index].head]  # the target at depth i reads what depth i gives
     widths = {(i, j): _source_maps(columns[j], i) for i in range(len(targets)) for j in range(index)}
@@ -138,6 +137,8 @@ def pruning_curve(
     Raises:
         ValueError: As `prune_laterals`; if there is no sample, or no labels with them.
     """
+    for share in keep:
+        check_number("keep", share, low=0, high=1)
     check_network(network, label)
     evaluate = data if callable(data) else accuracy_above_chance(network, data, label)
     points = []
@@ -162,10 +163,10 @@ def _values(sensitivity: Any, label: int, widths: dict[Place, int], across: str)
     elif isinstance(sensitivity, Mapping):
         found = sensitivity
     else:
-        raise TypeError(f"sensitivity: expected a sensitivity or a mapping, got a {type(sensitivity).__name__}")
+        raise TypeError(f"sensitivity must be a sensitivity or a mapping, got a {type(sensitivity).__name__}")
     for (i, j), n in widths.items():
         if (i, j) not in found or len(found[i, j]) != n or not torch.as_tensor(found[i, j]).isfinite().all():
-            raise ValueError(f"sensitivity: expected {n} finite values for depth {i} of column {j}")
+            raise ValueError(f"sensitivity must have {n} finite values for depth {i} of column {j}")
     return {place: torch.as_tensor(found[place]).detach().cpu().double() for place in widths}
 
 

@@ -28,6 +28,7 @@ from avl_plugins.progressive.activations import (
     stages_of,
     unchanged,
 )
+from avl_plugins.tasks.arguments import check_callable, check_choice, check_count
 
 if TYPE_CHECKING:
     from avl_plugins.progressive.network import ProgressiveNetwork
@@ -130,12 +131,11 @@ def average_fisher_sensitivity(
     Raises:
         ValueError: If an argument is out of range, there is no column for `label`, no sample, samples of another task,
             columns of different width with normalise="map", or something is not finite.
-        TypeError: If `network` or a batch is of another kind.
+        TypeError: If an argument or a batch is of another kind.
     """
-    if labels not in ("exact", "sampled"):
-        raise ValueError(f"labels: expected 'exact' or 'sampled', got {labels!r}")
-    if normalise not in get_args(Normalise):
-        raise ValueError(f"normalise: expected 'layer' or 'map', got {normalise!r}")
+    check_choice("labels", labels, ("exact", "sampled"))
+    check_choice("normalise", normalise, get_args(Normalise))
+    check_callable("logits", logits, "outputs -> logits", none="all of them")
     check_network(network, label)
     generator = own_generator(generator)
     stages = stages_of(network, label)
@@ -200,10 +200,10 @@ def afs_spectrum(sensitivity: FisherSensitivity, depth: int) -> Spectrum:
 
     Raises:
         ValueError: If there is no such depth.
+        TypeError: If it is no integer.
     """
     depths, columns = sensitivity.shape
-    if not 0 <= depth < depths:
-        raise ValueError(f"depth: expected 0 to {depths - 1}, got {depth}")
+    check_count("depth", depth, low=0, high=depths - 1)
     maps = [sensitivity.maps[depth, j] for j in range(columns)]
     source = torch.cat([*maps[:-1], maps[0][:0]])
     return Spectrum(tuple(m.sort(descending=True).values for m in maps), source.sort(descending=True).values)

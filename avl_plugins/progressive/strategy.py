@@ -10,11 +10,12 @@ from torch.optim import Optimizer
 from avl_plugins.checkpoint.resume import Resumable
 from avl_plugins.progressive.network import ProgressiveNetwork
 from avl_plugins.progressive.plugin import ProgressivePlugin
-from avl_plugins.tasks.keywords import take_arguments_of, with_arguments_of
+from avl_plugins.tasks.keywords import keywords_only, take_arguments_of, with_arguments_of
 
 __all__ = ["Progressive"]
 
 
+@keywords_only
 class Progressive(Resumable, SupervisedTemplate):
     """Progressive Networks: `SupervisedTemplate` with a `ProgressivePlugin` after the given plugins.
 
@@ -27,8 +28,11 @@ class Progressive(Resumable, SupervisedTemplate):
         **kwargs: the arguments of `ProgressivePlugin` (cache_frozen, cache_bytes) and the other arguments of
             `SupervisedTemplate` (criterion, train_mb_size, train_epochs, eval_mb_size, device, evaluator, ...).
 
+    Attributes:
+        progressive: the plugin.
+
     Raises:
-        TypeError: If the model is no `ProgressiveNetwork`.
+        TypeError: If the model is no `ProgressiveNetwork`, or an argument is positional.
     """
 
     @with_arguments_of(ProgressivePlugin)
@@ -41,6 +45,6 @@ class Progressive(Resumable, SupervisedTemplate):
         **kwargs: Any,
     ):
         if not isinstance(model, ProgressiveNetwork):
-            raise TypeError(f"model: expected a ProgressiveNetwork, got a {type(model).__name__}")
-        plugin = ProgressivePlugin(**take_arguments_of(ProgressivePlugin, kwargs))
-        super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or []), plugin], **kwargs)
+            raise TypeError(f"model must be a ProgressiveNetwork, got a {type(model).__name__}")
+        self.progressive = ProgressivePlugin(**take_arguments_of(ProgressivePlugin, kwargs))
+        super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or []), self.progressive], **kwargs)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical
+from torch.distributions import Categorical, Distribution
 from torch.optim import Optimizer
 
+from avl_plugins.rl.calls import as_input
+from avl_plugins.rl.entries import Check, a_dict
 from avl_plugins.rl.environments import Environments
 from avl_plugins.rl.states import RecentStates
 from avl_plugins.rl.stream import RLExperience
 from avl_plugins.rl.template import RLTemplate
+from avl_plugins.tasks.arguments import check_count, check_flag, check_number
 
 __all__ = ["ActorCritic", "advantages", "policy"]
 
@@ -21,7 +24,8 @@ __all__ = ["ActorCritic", "advantages", "policy"]
 def policy(outputs: Tensor) -> Categorical:
     """Return the policy of an actor-critic's outputs (B, actions + 1), the last of which is the state's value.
 
-    It is the `likelihood` of `EWCPlugin` and `diagonal_fisher` for an actor-critic: the Fisher of the policy.
+    It is the `likelihood` of `EWCPlugin` (by default) and `diagonal_fisher` for an actor-critic: the Fisher of the
+    policy.
     """
     return Categorical(logits=outputs[:, :-1], validate_args=False)
 
@@ -40,8 +44,8 @@ def advantages(
         values: (T + 1, N): V of the states before each step, and of those after the last.
         terminated: (T, N), bool.
         truncated: (T, N), bool.
-        gamma: Discount.
-        gae_lambda: Of the estimator, in [0, 1].
+        gamma: discount.
+        gae_lambda: of the estimator, in [0, 1].
 
     Returns:
         (T, N).
@@ -76,26 +80,31 @@ class ActorCritic(RLTemplate):
     1e-2, 1e-3 or 1e-4, gradient norm 20 or 40; discount 0.99, 5 steps and RMSProp's decay 0.99 are A3C's.
 
     The network has an output for each action, the logits of the policy, and one more for the value. Networks that make
-    heads themselves (`ProgressiveNetwork`) do that without being told. For EWC: `EWCPlugin(likelihood=policy, ...)`.
+    heads themselves (`ProgressiveNetwork`) do that without being told. `EWCPlugin` takes the Fisher of the `policy`,
+    unless it is given another `likelihood`: the value is not protected.
 
     Args:
         model: (B, ...) -> (B, actions + 1).
-        optimizer: Its optimizer.
-        rollout: Steps of each environment before they are learnt from, t_max.
-        minibatches: Updates for a rollout; the last rollout of an epoch may be too short for so many.
+        optimizer: its optimizer.
+        rollout: steps of each environment before they are learnt from, t_max.
+        minibatches: updates for a rollout; the last rollout of an epoch may be too short for so many.
         gae_lambda: 1 is the n-step advantage.
-        value_weight: Weight of the value's loss.
-        entropy_weight: Weight of the entropy, beta.
-        normalise_advantages: Divide them by their standard deviation in the mini-batch, after subtracting the mean.
-        clip_ratio: How far rho may be from 1; None: the policy may move as it likes.
-        fisher_states: States that are kept of the task for the Fisher: 100 mini-batches of 32, as for the paper's DQN.
+        value_weight: weight of the value's loss.
+        entropy_weight: weight of the entropy, beta.
+        normalise_advantages: divide them by their standard deviation in the mini-batch, after subtracting the mean.
+        clip_ratio: how far rho may be from 1; None: the policy may move as it likes.
+        fisher_states: states that are kept of the task for the Fisher: 100 mini-batches of 32, as for the paper's DQN.
             One step of all environments is kept of each rollout. Those of the latest four tasks are.
-        eval_greedy: Take the most likely action in evaluation; else sample, as in training.
-        **kwargs: Of `RLTemplate`: num_envs, epoch_steps, gamma, max_grad_norm (40 here), eval_episodes, ...
+        eval_greedy: take the most likely action in evaluation; else sample, as in training.
+        **kwargs: of `RLTemplate`: num_envs, epoch_steps, gamma, max_grad_norm (40 here), eval_episodes, ...
 
     Raises:
-        ValueError: If an argument is out of range, or an `RLTemplate` says so.
+        TypeError: an argument is of another kind, or positional.
+        ValueError: an argument is out of range, or an `RLTemplate` says so.
     """
+
+    outputs_are = "one for each action and the value"
+    state_entries: ClassVar[dict[str, Check]] = RLTemplate.state_entries | {"states": a_dict}
 
     def __init__(
         self,
@@ -115,15 +124,13 @@ class ActorCritic(RLTemplate):
         **kwargs: Any,
     ) -> None:
         for name, value in (("rollout", rollout), ("minibatches", minibatches), ("fisher_states", fisher_states)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if not 0 <= gae_lambda <= 1:
-            raise ValueError(f"gae_lambda: expected a number from 0 to 1, got {gae_lambda}")
-        for name, weight in (("value_weight", value_weight), ("entropy_weight", entropy_weight)):
-            if weight < 0:
-                raise ValueError(f"{name}: expected at least 0, got {weight}")
-        if clip_ratio is not None and not 0 < clip_ratio < 1:
-            raise ValueError(f"clip_ratio: expected a number between 0 and 1, or None, got {clip_ratio}")
+            check_count(name, value)
+        check_number("gae_lambda", gae_lambda, low=0, high=1)
+        check_number("value_weight", value_weight, low=0)
+        check_number("entropy_weight", entropy_weight, low=0)
+        check_number("clip_ratio", clip_ratio, low=0, high=1, open_low=True, open_high=True, none="no bound")
+        check_flag("normalise_advantages", normalise_advantages)
+        check_flag("eval_greedy", eval_greedy)
         self.rollout, self.minibatches, self.gae_lambda = rollout, minibatches, gae_lambda
         self.value_weight, self.entropy_weight = value_weight, entropy_weight
         self.normalise_advantages, self.clip_ratio = normalise_advantages, clip_ratio
@@ -132,7 +139,7 @@ class ActorCritic(RLTemplate):
         super().__init__(model=model, optimizer=optimizer, max_grad_norm=max_grad_norm, **kwargs)
         if minibatches > rollout * self.num_envs:
             raise ValueError(
-                f"minibatches: expected at most the {rollout * self.num_envs} states of a rollout, got {minibatches}"
+                f"minibatches must be at most the {rollout * self.num_envs} states of a rollout, got {minibatches}"
             )
 
     def head_outputs(self, experience: RLExperience) -> int:
@@ -220,20 +227,31 @@ class ActorCritic(RLTemplate):
     def fisher_batches(self) -> Iterable[tuple[Tensor, None, Tensor]]:
         """Return the states that have been kept of the task, 32 at a time."""
         for states in self.states.of(self.label).split(32):
-            yield self._as_input(states), None, torch.full((len(states),), self.label)
+            yield as_input(states), None, torch.full((len(states),), self.label)
+
+    def fisher_likelihood(self) -> Callable[[Tensor], Distribution]:
+        """Return the policy: what EWC protects by default."""
+        return policy
 
     def has_states(self) -> bool:
         """Return whether states of the task have been kept."""
         return self.label in self.states
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counts and the states that have been kept."""
+        """Return what an `RLTemplate` does, and the states that have been kept."""
         return super().state_dict() | {"states": self.states.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the state of `state_dict()`.
+
+        Raises:
+            ValueError: it does not fit, and nothing is changed; the message names the entry.
+        """
+        self.check_state(state)
+        states = RecentStates(self.states.capacity)
+        states.load_state_dict(state["states"])
         super().load_state_dict(state)
-        self.states.load_state_dict(state["states"])
+        self.states = states
 
 
 def _sampled(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 
+from avl_plugins.tasks.arguments import check_count, check_flag, check_kind, check_number
+from avl_plugins.tasks.keywords import keywords_only
+
 __all__ = ["AtariEnv", "usable_cores"]
 
 
+@keywords_only
 @dataclass(frozen=True, kw_only=True)
 class AtariEnv:
     """Makes vectorised copies of an Atari game, ALE's own (`ale_py.vector_env.AtariVectorEnv`).
@@ -32,30 +36,31 @@ class AtariEnv:
     for bit, whatever the number of threads.
 
     Args:
-        game: As ALE names its file, "space_invaders" for example.
-        full_actions: All 18 actions in each game, in the same order (Kirkpatrick et al. 2017, app. 4.2); else only
+        game: as ALE names its file, "space_invaders" for example.
+        full_actions: all 18 actions in each game, in the same order (Kirkpatrick et al. 2017, app. 4.2); else only
             those that the game distinguishes.
-        noop_max: An episode begins with a random number of frames without action, fewer than this (30, the paper's
+        noop_max: an episode begins with a random number of frames without action, fewer than this (30, the paper's
             table 2); 0 and 1 are none.
-        frameskip: Frames that an action is repeated for. The paper's is 4.
-        sticky_actions: Probability that a frame repeats the action before it. The papers have none.
-        fire_reset: Press fire for a frame at an episode's beginning, in place of one of those without action if there
+        frameskip: frames that an action is repeated for. The paper's is 4.
+        sticky_actions: probability that a frame repeats the action before it. The papers have none.
+        fire_reset: press fire for a frame at an episode's beginning, in place of one of those without action if there
             are any. Games that wait for it, as Breakout does, do so again after a life is lost. The papers do not say.
-        max_frames: An episode is truncated after so many, those without action at its beginning not counted; 108,000
+        max_frames: an episode is truncated after so many, those without action at its beginning not counted; 108,000
             are half an hour.
-        threads: That step the environments; 0 leaves the number to ALE.
-        first_core: Bind each thread to a core, from this one on, and have it wait at waking for who called it
+        threads: how many step the environments; 0 leaves the number to ALE.
+        first_core: bind each thread to a core, from this one on, and have it wait at waking for who called it
             (SCHED_BATCH), both where the system can; None: leave it to the system. Linux otherwise lets the first
             thread that is woken take the caller's core before the caller has woken the second, where the caller has
             worked since the step before, as agents do: on two cores that costs a fifth of an agent's time on Pong. Runs
             beside each other need cores of their own.
 
     Raises:
-        ImportError: If the package ale-py is not installed.
-        ValueError: If there is no such game, or a number is out of range. The environments raise it, too: from `step`,
-            if there is an action that the game does not have or not one for each environment, and from `reset`, if
-            the seed is out of range. Without that check, ALE would wait for ever. From the call, if there are not
-            enough cores from `first_core` on.
+        ImportError: the package ale-py is not installed.
+        TypeError: an argument is of another kind, or positional.
+        ValueError: there is no such game, or a number is out of range. From the call, there are not enough cores from
+            `first_core` on. The environments raise it, too: from `step`, if there is an action that the game does not
+            have or not one for each environment, and from `reset`, if the seed is out of range. Without that check,
+            ALE would wait for ever.
     """
 
     game: str
@@ -69,12 +74,18 @@ class AtariEnv:
     first_core: int | None = None
 
     def __post_init__(self) -> None:
+        check_kind("game", self.game, str, "a string")
+        check_flag("full_actions", self.full_actions)
+        check_flag("fire_reset", self.fire_reset)
+        check_count("noop_max", self.noop_max, low=0)
+        check_count("frameskip", self.frameskip)
+        check_count("max_frames", self.max_frames)
+        check_count("threads", self.threads, low=0)
+        check_number("sticky_actions", self.sticky_actions, low=0, high=1)
+        check_count("first_core", self.first_core, low=0, none="the system's choice")
+        if self.first_core is not None and not self.threads:
+            raise ValueError(f"first_core: pass threads, too, how many cores from {self.first_core} on; it is 0")
         _check_game(self.game)
-        for name, least in (("noop_max", 0), ("frameskip", 1), ("max_frames", 1), ("threads", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.sticky_actions <= 1:
-            raise ValueError(f"sticky_actions must be a probability, from 0 to 1, got {self.sticky_actions}")
 
     @property
     def name(self) -> str:
@@ -85,10 +96,10 @@ class AtariEnv:
         """Make so many.
 
         Raises:
-            ValueError: If that is not at least 1.
+            TypeError: that is no integer.
+            ValueError: that is below 1.
         """
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        check_count("num_envs", num_envs)
         if self.first_core is not None:
             _check_cores(self.first_core, self.threads)
         from ale_py.vector_env import AtariVectorEnv
@@ -96,15 +107,15 @@ class AtariEnv:
         with _threads_wait_for_callers() if self.first_core is not None else nullcontext():
             env = AtariVectorEnv(
                 self.game,
-                num_envs,
-                num_threads=self.threads,
-                thread_affinity_offset=-1 if self.first_core is None else self.first_core,
+                int(num_envs),  # ALE takes Python's own numbers only
+                num_threads=int(self.threads),
+                thread_affinity_offset=-1 if self.first_core is None else int(self.first_core),
                 full_action_space=self.full_actions,
-                noop_max=self.noop_max,
-                frameskip=self.frameskip,
-                repeat_action_probability=self.sticky_actions,
+                noop_max=int(self.noop_max),
+                frameskip=int(self.frameskip),
+                repeat_action_probability=float(self.sticky_actions),
                 use_fire_reset=self.fire_reset,
-                max_num_frames_per_episode=self.max_frames,
+                max_num_frames_per_episode=int(self.max_frames),
                 reward_clipping=False,
                 episodic_life=False,
             )
@@ -126,7 +137,7 @@ class _Checked(VectorWrapper):
         number = self.single_action_space.n  # type: ignore[attr-defined]
         if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
             raise ValueError(
-                f"actions must be {self.num_envs} integers, one an environment, got {actions.shape} {actions.dtype}"
+                f"actions must be {self.num_envs} integers, one per environment, got {actions.shape} {actions.dtype}"
             )
         if actions.min() < 0 or actions.max() >= number:
             raise ValueError(f"actions must be from 0 to {number - 1}, got {actions.tolist()}")
@@ -139,8 +150,6 @@ def usable_cores() -> set[int]:
 
 
 def _check_cores(first: int, threads: int) -> None:
-    if threads < 1:
-        raise ValueError(f"first_core: pass threads, too, how many cores from {first} on; it is {threads}")
     cores = usable_cores()
     if not cores.issuperset(range(first, first + threads)):
         raise ValueError(

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from avl_plugins.rl.calls import as_input
+from avl_plugins.rl.entries import Check, a_dict, or_none
 from avl_plugins.rl.environments import Environments
 from avl_plugins.rl.replay_buffer import ReplayBuffer
 from avl_plugins.rl.stream import RLExperience
 from avl_plugins.rl.template import RLTemplate
+from avl_plugins.tasks.arguments import check_count, check_flag, check_number
 
 __all__ = ["DQN"]
+
+log = logging.getLogger(__name__)
 
 
 class DQN(RLTemplate):
@@ -28,40 +34,51 @@ class DQN(RLTemplate):
 
     Q' the target network, a copy of Q from at most `target_every` updates ago; what a new task adds to Q is copied when
     it is added. The gradient of the Huber loss is the temporal-difference error clipped to plus and minus 1. Each task
-    has its own buffer and its own timer of epsilon: actions are random with a probability that is 1 for the first
+    has its own buffer and a separate epsilon schedule: actions are random with a probability that is 1 for the first
     `epsilon_wait` agent steps in it and then falls to `epsilon_end` over `epsilon_steps`. Defaults are the paper's; its
     optimizer is RMSProp, lr 2.5e-4 and at most 2.5e-3, decay 0.95, and its gradient norm at most 50. It has 50,000
     transitions a buffer in its table and ten times as many in its text.
 
-    For EWC: `EWCPlugin(likelihood=...)` takes Q for the mean of a normal distribution ("gaussian"), or for the logits
-    of a Boltzmann policy ("categorical"); the paper does not say which likelihood it took.
+    For EWC, give `EWCPlugin` a `likelihood`: "gaussian" takes Q for the mean of a normal distribution, "categorical"
+    for the logits of a Boltzmann policy. The paper does not say which likelihood it took, so there is no default.
+
+    In a visit that is too short for a buffer to reach `learning_starts` nothing is learnt; a warning in the log says so
+    as it begins.
 
     Deviations: the mean over the mini-batch where the paper's code takes the sum; several environments in step
     where the paper has one.
 
     Args:
         model: (B, ...) -> (B, actions).
-        optimizer: Its optimizer.
-        buffer_size: Transitions of each task that are kept.
-        stacked: States are stacks of frames, newest last, as `AtariEnv`'s are: the buffers keep each frame once, for a
+        optimizer: its optimizer.
+        num_envs: environments that are stepped together.
+        buffer_size: transitions of each task that are kept.
+        stacked: states are stacks of frames, newest last, as `AtariEnv`'s are: the buffers keep each frame once, for a
             quarter of the memory with four (`ReplayBuffer`). The run is the same, bit for bit.
-        batch_size: Transitions of a mini-batch.
-        train_every: Agent steps for each update, a multiple of `num_envs`.
-        learning_starts: Transitions in a task's buffer before the first update on it.
-        target_every: Updates between copies of Q.
-        epsilon_wait: Agent steps in a task with random actions only.
-        epsilon_steps: Agent steps in which epsilon falls.
-        epsilon_end: What it falls to; it is also that of evaluations.
-        fisher_states: States that are drawn from the task's buffer for the Fisher: the paper's 100 mini-batches of 32.
-        **kwargs: Of `RLTemplate`: num_envs (4 here), epoch_steps, gamma, max_grad_norm (50 here), ...
+        batch_size: transitions of a mini-batch.
+        train_every: agent steps for each update, a multiple of `num_envs`.
+        learning_starts: transitions in a task's buffer before the first update on it.
+        target_every: updates between copies of Q.
+        epsilon_wait: agent steps in a task with random actions only.
+        epsilon_steps: agent steps in which epsilon falls.
+        epsilon_end: what it falls to; it is also that of evaluations.
+        fisher_states: states that are drawn from the task's buffer for the Fisher: the paper's 100 mini-batches of 32.
+        **kwargs: of `RLTemplate`: epoch_steps, gamma, max_grad_norm (50 here), ...
 
     Attributes:
-        buffers: The replay buffers by task label.
-        target: The target network.
+        buffers: the replay buffers by task label.
+        target: the target network.
 
     Raises:
-        ValueError: If an argument is out of range, or an `RLTemplate` says so.
+        TypeError: an argument is of another kind, or positional.
+        ValueError: an argument is out of range, or an `RLTemplate` says so.
     """
+
+    outputs_are = "one for each action"
+    state_entries: ClassVar[dict[str, Check]] = RLTemplate.state_entries | {
+        "buffers": a_dict,
+        "target": or_none(a_dict),
+    }
 
     def __init__(
         self,
@@ -82,22 +99,28 @@ class DQN(RLTemplate):
         max_grad_norm: float | None = 50.0,
         **kwargs: Any,
     ) -> None:
-        least = {"batch_size": batch_size, "target_every": target_every, "epsilon_steps": epsilon_steps}
-        least["fisher_states"] = fisher_states
-        for name, value in least.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if train_every < num_envs or train_every % num_envs:
-            raise ValueError(f"train_every: expected a multiple of num_envs, {num_envs}, got {train_every}")
-        if not 2 * num_envs <= learning_starts <= buffer_size:
+        check_count("num_envs", num_envs)
+        check_count("train_every", train_every)
+        if train_every % num_envs:
+            raise ValueError(f"train_every must be a multiple of num_envs, {num_envs}, got {train_every}")
+        check_count("buffer_size", buffer_size, low=2 * num_envs)
+        check_count("learning_starts", learning_starts)
+        room = buffer_size // num_envs * num_envs
+        if not 2 * num_envs <= learning_starts <= room:
             raise ValueError(
-                f"learning_starts: expected at least two steps of the {num_envs} environments and at most buffer_size, "
-                f"{buffer_size}, got {learning_starts}"
+                f"learning_starts must be from {2 * num_envs}, two steps of the environments, to {room}, what a buffer "
+                f"with buffer_size={buffer_size} holds, got {learning_starts}"
             )
-        if not 0 <= epsilon_end <= 1:
-            raise ValueError(f"epsilon_end: expected a probability, got {epsilon_end}")
-        if epsilon_wait < 0:
-            raise ValueError(f"epsilon_wait: expected at least 0, got {epsilon_wait}")
+        for name, value in (
+            ("batch_size", batch_size),
+            ("target_every", target_every),
+            ("epsilon_steps", epsilon_steps),
+            ("fisher_states", fisher_states),
+        ):
+            check_count(name, value)
+        check_count("epsilon_wait", epsilon_wait, low=0)
+        check_number("epsilon_end", epsilon_end, low=0, high=1)
+        check_flag("stacked", stacked)
         self.buffer_size, self.stacked, self.batch_size = buffer_size, stacked, batch_size
         self.train_every, self.learning_starts, self.target_every = train_every, learning_starts, target_every
         self.epsilon_wait, self.epsilon_steps, self.epsilon_end = epsilon_wait, epsilon_steps, epsilon_end
@@ -105,6 +128,11 @@ class DQN(RLTemplate):
         self.buffers: dict[int, ReplayBuffer] = {}
         self.target: nn.Module | None = None
         super().__init__(model=model, optimizer=optimizer, num_envs=num_envs, max_grad_norm=max_grad_norm, **kwargs)
+        if self.epoch_steps is not None and self.epoch_steps < train_every:
+            raise ValueError(
+                f"epoch_steps must be at least train_every, {train_every}, as updates are counted anew in each epoch, "
+                f"got {self.epoch_steps}"
+            )
 
     @property
     def epsilon(self) -> float:
@@ -144,10 +172,23 @@ class DQN(RLTemplate):
                 since = 0
                 yield self._minibatch(buffer)
 
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        super()._before_training_exp(**kwargs)
+        steps = sum(self.visit_steps(epoch) for epoch in range(self.train_epochs))
+        if not self.updates_in(steps):
+            log.warning(
+                "%s: nothing will be learnt in this visit: its %d agent steps are too few for learning_starts=%d and "
+                "train_every=%d",
+                *(self.experience.name, steps, self.learning_starts, self.train_every),
+            )
+
     def _buffer(self) -> ReplayBuffer:
         if self.label not in self.buffers:
-            self.buffers[self.label] = ReplayBuffer(self.buffer_size, self.num_envs, stacked=self.stacked)
+            self.buffers[self.label] = self._new_buffer()
         return self.buffers[self.label]
+
+    def _new_buffer(self) -> ReplayBuffer:
+        return ReplayBuffer(self.buffer_size, self.num_envs, stacked=self.stacked)
 
     @torch.no_grad()
     def _act(self, observations: Tensor) -> Tensor:
@@ -169,9 +210,7 @@ class DQN(RLTemplate):
 
     def refresh_target(self) -> None:
         """Copy Q for the target network."""
-        self.target = deepcopy(self.model)
-        self.target.requires_grad_(False)
-        self.target.eval()
+        self.target = _frozen_copy(self.model)
 
     def training_loss(self) -> Tensor:
         """Return the mean Huber loss of the temporal-difference errors."""
@@ -191,29 +230,42 @@ class DQN(RLTemplate):
         for start in range(0, self.fisher_states, 32):
             size = min(32, self.fisher_states - start)
             states = self.buffers[self.label].sample_states(size)
-            yield self._as_input(states), None, torch.full((size,), self.label)
+            yield as_input(states), None, torch.full((size,), self.label)
 
     def has_states(self) -> bool:
         """Return whether the task's buffer has a state to draw."""
         return self.label in self.buffers and self.buffers[self.label].drawable
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counts, buffers and target network. The buffers make it as large as they are."""
+        """Return what an `RLTemplate` does, buffers and target network. The buffers make it as large as they are."""
         buffers = {label: buffer.state_dict() for label, buffer in self.buffers.items()}
         target = None if self.target is None else dict(self.target.state_dict())
         return super().state_dict() | {"buffers": buffers, "target": target}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them; the network has been loaded."""
-        super().load_state_dict(dict(state))
-        self.buffers = {}
-        for label, held in state["buffers"].items():
-            self.buffers[label] = ReplayBuffer(self.buffer_size, self.num_envs, stacked=self.stacked)
-            self.buffers[label].load_state_dict(held)
-        self.target = None
+        """Take the state of `state_dict()`; the network has been loaded.
+
+        Raises:
+            ValueError: it does not fit, and nothing is changed; the message names the entry.
+        """
+        self.check_state(state)
+        buffers = {label: self._new_buffer() for label in state["buffers"]}
+        for label, buffer in buffers.items():
+            try:
+                buffer.load_state_dict(state["buffers"][label])
+            except ValueError as error:
+                raise ValueError(f"buffers[{label!r}] in the state of DQN: {error}") from error
+        target = None
         if state["target"] is not None:
-            self.refresh_target()
-            self.target.load_state_dict(state["target"])  # type: ignore[attr-defined]
+            target = _frozen_copy(self.model)
+            try:
+                target.load_state_dict(state["target"])
+            except Exception as error:
+                raise ValueError(
+                    f"target in the state of {type(self).__name__} does not fit the model: {error}"
+                ) from error
+        super().load_state_dict(state)
+        self.buffers, self.target = buffers, target
 
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
         """Adapt the network; in training, the target network takes over what is new in it, and that only."""
@@ -235,3 +287,7 @@ class DQN(RLTemplate):
 
 def _tensors(network: Any) -> dict[str, Tensor]:
     return dict(network.named_parameters()) | dict(network.named_buffers())
+
+
+def _frozen_copy(network: nn.Module) -> nn.Module:
+    return deepcopy(network).requires_grad_(False).eval()

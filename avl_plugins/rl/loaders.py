@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +14,8 @@ from torch import Tensor
 from avl_plugins.rl.environments import Environments
 
 __all__ = ["Evaluation", "Visit"]
+
+log = logging.getLogger(__name__)
 
 _EVALUATION = 2**31
 """Takes the place of an experience's number in the seeds of evaluations."""
@@ -32,7 +36,7 @@ class Visit:
     """The mini-batches of a visit, an epoch at a time.
 
     Args:
-        strategy: An `RLTemplate`.
+        strategy: an `RLTemplate`.
     """
 
     def __init__(self, strategy: Any) -> None:
@@ -47,10 +51,14 @@ class Visit:
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         strategy, epoch = self.strategy, self._epoch()
-        if strategy.environments is None:
+        begins = strategy.environments is None
+        if begins:
             strategy.environments = Environments(strategy.experience, strategy.num_envs)
         environments = strategy.environments
         environments.reset(strategy.environment_seed(strategy.experience.current_experience, epoch))
+        if begins:
+            with _threads(strategy.acting_threads):
+                strategy.try_network(environments.observations)
         strategy.episodes = environments.finished
         rollouts = strategy.rollouts(environments, strategy.visit_steps(epoch))
         while True:
@@ -65,7 +73,7 @@ class Evaluation:
     """The observations of an evaluation; the action in each follows from the network's outputs for it.
 
     Args:
-        strategy: An `RLTemplate`.
+        strategy: an `RLTemplate`.
     """
 
     def __init__(self, strategy: Any) -> None:
@@ -77,14 +85,16 @@ class Evaluation:
     def __iter__(self) -> Iterator[list[Tensor]]:
         strategy = self.strategy
         number = min(strategy.eval_envs, strategy.eval_episodes)
+        limit = math.inf if strategy.eval_max_steps is None else strategy.eval_max_steps
         strategy.environments = environments = Environments(strategy.experience, number)
         seed = strategy.environment_seed(_EVALUATION, strategy.experience.task_label)
         generator = torch.Generator().manual_seed(seed)
         environments.reset(seed)
+        strategy.try_network(environments.observations)
         wanted = [strategy.eval_episodes // number + (env < strategy.eval_episodes % number) for env in range(number)]
-        counted = 0
+        counted = cut = 0
         strategy.episodes = []
-        while True:
+        while any(wanted):
             labels = torch.full((number,), strategy.label)
             yield [environments.observations, torch.zeros(number, dtype=torch.long), labels]
             environments.step(strategy.choose(strategy.mb_output.cpu(), generator))
@@ -95,5 +105,13 @@ class Evaluation:
                     wanted[episode.env] -= 1
                     strategy.episodes.append(episode)
             counted = len(environments.finished)
-            if not any(wanted):
-                return
+            for env in (environments.lengths >= limit).nonzero()[0]:
+                if wanted[env]:  # no environment can be reset by itself: this one plays no more
+                    wanted[env], cut = 0, cut + 1
+                    strategy.episodes.append(environments.so_far(env))
+        if cut:
+            log.warning(
+                "%s: %d episodes of the evaluation were cut off after eval_max_steps=%d agent steps, and count with "
+                "their returns until then; %d of eval_episodes=%d were played",
+                *(strategy.experience.name, cut, limit, len(strategy.episodes), strategy.eval_episodes),
+            )

@@ -11,11 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avl_plugins.rl.entries import a_count, a_dict, a_tensor, check_entries, or_none
+from avl_plugins.tasks.arguments import check_choice, check_count, check_kind, check_number
+from avl_plugins.tasks.keywords import keywords_only
+
 __all__ = ["TaskRecognition", "filter_contexts", "observation_levels", "window_log_evidence"]
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
+
+_ENTRIES = {
+    "settings": a_dict,
+    **dict.fromkeys(("counts", "learnt", "posterior", "recent"), a_tensor),
+    "windows": a_count,
+    "context": or_none(a_count),
+}
 
 
+@keywords_only
 class TaskRecognition:
     r"""Infers from observations alone which task they come from, and finds new tasks (arXiv:1612.00796, app. 4.2).
 
@@ -69,19 +81,20 @@ class TaskRecognition:
     had random play; how many contexts an agent adds there that learns to reach new scenes was not tried.
 
     Args:
-        shape: Shape of an observation, such as (42, 42).
+        shape: shape of an observation, such as (42, 42).
         levels: L, the number of levels of a pixel; levels are 0 to L - 1.
         window: W, in observations.
         concentration: a, of each level.
-        max_contexts: With that many, the hold-out takes no part. None: no limit. A context takes 4 L bytes a pixel.
+        max_contexts: with that many, the hold-out takes no part. None: no limit. A context takes 4 L bytes a pixel.
 
     Attributes:
-        context: The current context, 0, 1, ... in the order of appearance; None before the end of the first window.
+        context: the current context, 0, 1, ... in the order of appearance; None before the end of the first window.
         posterior: (contexts,), float64: probability of each context after the latest window.
         windows: t, how many windows have been completed.
 
     Raises:
-        ValueError: An argument is out of its range.
+        TypeError: an argument is of another kind, or positional.
+        ValueError: an argument is out of its range.
     """
 
     def __init__(
@@ -93,18 +106,19 @@ class TaskRecognition:
         concentration: float = 0.03,
         max_contexts: int | None = None,
     ) -> None:
-        self.shape = tuple(int(side) for side in shape)
-        if not self.shape or min(self.shape) < 1:
-            raise ValueError(f"shape must be the sizes of one observation, all positive, got {self.shape}")
-        if levels < 2 or window < 1:
-            raise ValueError(f"levels must be at least 2 and window at least 1, got {levels} and {window}")
-        if not 1e-9 <= concentration <= 1e9:
-            raise ValueError(f"concentration must be from 1e-9 to 1e9, got {concentration}")
-        if max_contexts is not None and max_contexts < 1:
-            raise ValueError(f"max_contexts must be at least 1, or None for no limit, got {max_contexts}")
+        check_kind("shape", shape, Sequence, "the sizes of an observation, such as (42, 42)")
+        if not shape:
+            raise ValueError("shape must be the sizes of an observation, such as (42, 42), got none")
+        for side in shape:
+            check_count("each size in shape", side)
+        check_count("levels", levels, low=2)
+        check_count("window", window)
+        check_number("concentration", concentration, low=1e-9, high=1e9)
+        check_count("max_contexts", max_contexts, none="no limit")
+        self.shape = tuple(map(int, shape))
         self.levels, self.window, self.concentration = levels, window, float(concentration)
         self.max_contexts = max_contexts
-        sizes = {"shape": list(self.shape), "levels": levels, "window": window}
+        sizes = {"shape": list(self.shape), "levels": int(levels), "window": int(window)}
         self._settings = {**sizes, "concentration": self.concentration}
         self.context: int | None = None
         self.posterior = torch.zeros(0, dtype=torch.float64)
@@ -122,13 +136,13 @@ class TaskRecognition:
         """Take one observation, and name the context at the end of a window.
 
         Args:
-            observation: Levels, of `shape`, integers from 0 to `levels` - 1 (or bool). `observation_levels` makes them.
+            observation: levels, of `shape`, integers from 0 to `levels` - 1 (or bool). `observation_levels` makes them.
 
         Returns:
             The current context if this observation completes a window, else None.
 
         Raises:
-            ValueError: Another shape or dtype, or levels out of range. Nothing is changed then.
+            ValueError: it has another shape or dtype, or levels are out of range. Nothing is changed then.
         """
         levels = self._checked(torch.as_tensor(observation), self.shape, "observation")
         window = torch.cat([self._recent, levels.view(1, -1)])
@@ -145,7 +159,7 @@ class TaskRecognition:
         if best == self.contexts:
             self._counts = torch.cat([self._counts, self._counts.new_zeros(1, *self._counts.shape[1:])])
             self._learnt = torch.cat([self._learnt, self._learnt.new_zeros(1)])
-            _log.info("window %d is explained by no known context: context %d begins", self.windows, best)
+            log.info("window %d is explained by no known context: context %d begins", self.windows, best)
         self.posterior = filter_contexts(self.posterior, evidence, alpha=1 / self.windows, kept=self.contexts)
         places = _places(window, self.levels)
         self._counts[best].view(-1).index_add_(0, places, torch.ones_like(places, dtype=torch.int32))
@@ -158,10 +172,10 @@ class TaskRecognition:
         """Name the context that explains a window best, without learning from it.
 
         Args:
-            window: Levels, (observations, *shape); any number of observations.
+            window: levels, (observations, *shape); any number of observations.
 
         Raises:
-            ValueError: As `observe`, or there is no context yet.
+            ValueError: as `observe`, or there is no context yet.
         """
         if not self.contexts:
             raise ValueError("there is no context yet: observe a window first")
@@ -170,7 +184,7 @@ class TaskRecognition:
         return int(evidence[:-1].argmax())
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors (copies) and plain values, also in the midst of a window."""
+        """Return tensors (copies) and plain values, also in the midst of a window."""
         return {
             "settings": dict(self._settings),
             "counts": self._counts.clone(),
@@ -185,31 +199,38 @@ class TaskRecognition:
         """Take the state of `state_dict()`; tensors are copied. What follows is then bit-equal.
 
         Raises:
-            ValueError: Entries are missing or unknown, the settings are others (`max_contexts` may be, if it is not
-                exceeded), or the state contradicts itself. Nothing is changed then.
+            ValueError: an entry is missing, unknown or of another kind, the settings are others (`max_contexts` may be,
+                if it is not exceeded), or the state contradicts itself. Nothing is changed then.
         """
-        expected = self.state_dict().keys()
-        if state.keys() != expected:
-            raise ValueError(f"a task recognition's state has the entries {sorted(expected)}, got {sorted(state)}")
-        if dict(state["settings"]) != self._settings:
+        check_entries("a TaskRecognition", state, _ENTRIES)
+        if state["settings"] != self._settings:
             raise ValueError(f"the state is of other settings: {state['settings']}, these are {self._settings}")
         counts, learnt, posterior, recent = (state[name] for name in ("counts", "learnt", "posterior", "recent"))
         windows, context, number = state["windows"], state["context"], len(state["learnt"])
         if self.max_contexts is not None and number > self.max_contexts:
             raise ValueError(f"the state has {number} contexts, max_contexts is {self.max_contexts}: raise it")
         recent = self._checked(recent, (len(recent), self._counts.shape[1]), "the state's recent")
-        sound = (
-            counts.shape == (number, *self._counts.shape[1:])
-            and posterior.shape == learnt.shape == (number,)
-            and (counts.dtype, learnt.dtype, posterior.dtype) == (torch.int32, torch.int64, torch.float64)
-            and bool((counts >= 0).all() and (counts.sum(-1) == learnt[:, None]).all() and (posterior >= 0).all())
-            and int(learnt.sum()) == windows * self.window
-            and (number == 0 or abs(float(posterior.sum()) - 1) < 1e-6)
-            and len(recent) < self.window
-            and (context is None if number == 0 else context in range(number))
-        )
-        if not sound:
-            raise ValueError("the state contradicts itself (shapes, dtypes, counts or probabilities): it is damaged")
+        sound = {
+            "learnt": lambda: (
+                (learnt.dtype, learnt.shape) == (torch.int64, (number,))
+                and int(learnt.sum()) == windows * self.window
+                and bool((learnt >= 0).all())
+            ),
+            "counts": lambda: (
+                (counts.dtype, counts.shape) == (torch.int32, (number, *self._counts.shape[1:]))
+                and bool((counts >= 0).all() and (counts.sum(-1) == learnt[:, None]).all())
+            ),
+            "posterior": lambda: (
+                (posterior.dtype, posterior.shape) == (torch.float64, (number,))
+                and bool((posterior >= 0).all())
+                and (number == 0 or abs(float(posterior.sum()) - 1) < 1e-6)
+            ),
+            "recent": lambda: len(recent) < self.window,
+            "context": lambda: (context is None) == (number == 0) and (context or 0) < max(number, 1),
+        }
+        for name, fits in sound.items():
+            if not fits():
+                raise ValueError(f"the state contradicts itself in {name} (shape, dtype or values): it is damaged")
         self._counts, self._learnt = counts.detach().cpu().clone(), learnt.detach().cpu().clone()
         self.posterior = posterior.detach().cpu().clone()
         self._recent, self.windows, self.context = recent, int(windows), context
@@ -270,8 +291,8 @@ def filter_contexts(posterior: Tensor, log_evidence: Tensor, *, alpha: float, ke
     Args:
         posterior: (K,), float64, before this step.
         log_evidence: (S,), float64, S >= K and S >= 1: states beyond K have had probability 0 (the hold-out).
-        alpha: Probability of a switch, in [0, 1].
-        kept: The result, (kept,) and of sum 1, is the posterior given one of the first `kept` states.
+        alpha: probability of a switch, in [0, 1].
+        kept: the result, (kept,) and of sum 1, is the posterior given one of the first `kept` states.
     """
     states = len(log_evidence)
     if states == 1:
@@ -292,29 +313,33 @@ def observation_levels(
       last plane that is on, from 1, and 0 where none is: (B, 10, 10), which needs `levels` >= C + 1 (best just that).
 
     Args:
-        observations: A batch.
+        observations: a batch.
         levels: L. The result, int64 and on the CPU, is from 0 to L - 1.
-        downscale: Side of a block, for images.
-        channels: The dimension of the channels in the batch, for planes: -1 or 1.
+        downscale: side of a block, for images.
+        channels: the dimension of the channels in the batch, for planes: -1 or 1.
 
     Raises:
-        ValueError: Another shape, sides that `downscale` does not divide, planes not of 0 and 1, few levels.
+        TypeError: a number is none.
+        ValueError: another shape, sides that `downscale` does not divide, planes not of 0 and 1, few levels.
     """
+    check_count("levels", levels, low=2)
+    check_count("downscale", downscale)
+    check_choice("channels", channels, (-1, 1))
     given = torch.as_tensor(observations).detach().cpu()
     shape = tuple(given.shape)
     if given.dtype == torch.uint8:
         if len(shape) not in (3, 4):
             raise ValueError(f"uint8 observations must be images (B, frames, H, W) or (B, H, W), got shape {shape}")
         height, width = shape[-2:]
-        if downscale < 1 or height % downscale or width % downscale:
+        if height % downscale or width % downscale:
             raise ValueError(f"downscale must divide the sides of the images, got {downscale} for {height} x {width}")
-        if not 2 <= levels <= 256:
+        if levels > 256:
             raise ValueError(f"levels must be from 2 to 256 for images, got {levels}")
         frames = given[:, -1] if len(shape) == 4 else given
         blocks = frames.unflatten(2, (-1, downscale)).unflatten(1, (-1, downscale))
         return blocks.sum((2, 4)) * levels // (256 * downscale**2)
-    if len(shape) < 3 or channels not in (-1, 1):
-        raise ValueError(f"planes need 3 or more dimensions, of which channels is 1 or -1, got {shape}, {channels}")
+    if len(shape) < 3:
+        raise ValueError(f"planes need 3 or more dimensions, got {shape}")
     if not ((given == 0) | (given == 1)).all():
         raise ValueError("observations must be planes of 0 and 1, or images as uint8, from 0 to 255")
     if levels <= shape[channels]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from avl_plugins.metrics.rl import normalised_score
+from avl_plugins.tasks.arguments import check_choice
 
 __all__ = ["ATARI_SCORES", "AtariScore", "human_normalised"]
 
@@ -57,13 +58,13 @@ def human_normalised(game: str, score: float, *, clip: bool = True) -> float:
     """Return (score - random) / (human - random): 0 is random play, 1 a person's.
 
     Args:
-        game: Its name in ALE.
-        score: Of an episode, rewards not clipped.
-        clip: Count more than 1 as 1, as Kirkpatrick et al. 2017 do (sec. 2.2); below 0 nothing is clipped.
+        game: its name in ALE.
+        score: of an episode, rewards not clipped.
+        clip: count more than 1 as 1, as Kirkpatrick et al. 2017 do (sec. 2.2); below 0 nothing is clipped.
 
     Raises:
-        ValueError: If `ATARI_SCORES` does not have the game.
+        TypeError: the score is no number.
+        ValueError: `ATARI_SCORES` does not have the game, or the score is not finite.
     """
-    if game not in ATARI_SCORES:
-        raise ValueError(f"game: expected one of {', '.join(sorted(ATARI_SCORES))}, got {game!r}")
+    check_choice("game", game, sorted(ATARI_SCORES))
     return normalised_score(score, ATARI_SCORES[game], clip=clip)

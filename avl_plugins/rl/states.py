@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from avl_plugins.rl.entries import a_count, a_tensor, check_entries, check_next
+from avl_plugins.tasks.arguments import check_count
 
 __all__ = ["RecentStates"]
 
@@ -17,11 +21,13 @@ class RecentStates:
     `tasks` times `capacity` states is needed at most; 3200 states of Atari are 90 MB.
 
     Args:
-        capacity: How many of each task.
-        tasks: Of how many tasks. A further one takes the place of the one that has been without a new state longest.
+        capacity: how many of each task.
+        tasks: of how many tasks. A further one takes the place of the one that has been without a new state longest.
     """
 
     def __init__(self, capacity: int, tasks: int = 4) -> None:
+        check_count("capacity", capacity)
+        check_count("tasks", tasks)
         self.capacity, self.tasks = capacity, tasks
         self._kept: dict[int, Tensor] = {}  # by label, the latest last
         self._next: dict[int, int] = {}
@@ -57,11 +63,25 @@ class RecentStates:
         """Return the states, and where the next ones go."""
         return {label: {"kept": self.of(label), "next": self._next[label]} for label in self._kept}
 
-    def load_state_dict(self, state: dict[int, Any]) -> None:
-        """Take them."""
-        self._kept, self._next, self._count = {}, {}, {}
+    def load_state_dict(self, state: Mapping[int, Any]) -> None:
+        """Take the state of `state_dict()`.
+
+        Raises:
+            ValueError: it does not fit, and nothing is changed; the message names the entry.
+        """
+        if not isinstance(state, Mapping) or len(state) > self.tasks:
+            raise ValueError(f"states must be a dict by label, of {self.tasks} tasks at most, got {state!r}")
+        all_kept, all_next, all_count = {}, {}, {}
         for label, own in state.items():
-            held = own["kept"]
-            self._kept[label] = held.new_empty((self.capacity, *held.shape[1:]))
-            self._kept[label][: len(held)] = held
-            self._next[label], self._count[label] = own["next"], len(held)
+            what = f"states of task {label}"
+            check_entries(what, own, {"kept": a_tensor, "next": a_count})
+            held, count, following = own["kept"].detach().cpu(), len(own["kept"]), own["next"]
+            if not 0 < count <= self.capacity:
+                raise ValueError(
+                    f"kept in the state of {what} must be from 1 to fisher_states={self.capacity} states, got {count}"
+                )
+            check_next(f"next in the state of {what}", following, count, self.capacity)
+            all_kept[label] = held.new_empty((self.capacity, *held.shape[1:]))
+            all_kept[label][:count] = held
+            all_next[label], all_count[label] = following, count
+        self._kept, self._next, self._count = all_kept, all_next, all_count

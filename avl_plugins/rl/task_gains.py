@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from avl_plugins.tasks.arguments import check_kind
 from avl_plugins.tasks.labels import experience_labels, task_label
 from avl_plugins.tasks.network import GrowingModule, by_task
 
@@ -26,34 +27,37 @@ class TaskGains(GrowingModule):
     not been is given b = 0 and g = 1, and the network does not change. The biases of the layers given are not used.
 
     Args:
-        layers: An `nn.Sequential` of linear and convolutional layers and others without parameters. Its weights are
+        layers: an `nn.Sequential` of linear and convolutional layers and others without parameters. Its weights are
             taken over, and its biases are taken away.
 
     Shapes:
         input (B, ...) and a task label, an int or (B,); output what the layers give.
 
     Raises:
-        ValueError: If there is no linear or convolutional layer, or another one with parameters.
+        TypeError: `layers` is no `nn.Sequential`.
+        ValueError: there is no linear or convolutional layer, or another one with parameters.
 
     Attributes:
-        labels: Task labels in the order in which they were learnt.
+        labels: task labels in the order in which they were learnt.
     """
 
     def __init__(self, layers: nn.Sequential) -> None:
+        check_kind("layers", layers, nn.Sequential, "an nn.Sequential")
+        for number, layer in enumerate(layers):
+            if not isinstance(layer, _AFFINE) and any(True for _ in layer.parameters()):
+                raise ValueError(
+                    f"layers: layer {number} is a {type(layer).__name__}, whose parameters would be neither shared nor "
+                    "the task's; use linear and convolutional layers"
+                )
+        if not any(isinstance(layer, _AFFINE) for layer in layers):
+            raise ValueError("layers: expected a linear or convolutional layer, found none")
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self._widths: dict[str, int] = {}
-        for name, layer in self.layers.named_children():
+        for number, layer in enumerate(layers):
             if isinstance(layer, _AFFINE):
                 layer.bias = None
-                self._widths[name] = layer.weight.shape[0]
-            elif any(True for _ in layer.parameters()):
-                raise ValueError(
-                    f"layers: layer {name} is a {type(layer).__name__}, whose parameters would be neither shared nor "
-                    "the task's; use linear and convolutional layers"
-                )
-        if not self._widths:
-            raise ValueError("layers: expected a linear or convolutional layer, found none")
+                self._widths[str(number)] = layer.weight.shape[0]
         self.gains = nn.ModuleDict()
         self.biases = nn.ModuleDict()
 
@@ -82,8 +86,8 @@ class TaskGains(GrowingModule):
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
         """Return the outputs for a task."""
         known = str(task_label) in self.gains
-        for name, layer in self.layers.named_children():
-            x = layer(x)
+        for number, layer in enumerate(self.layers):  # `named_children` would leave out a layer that comes again
+            x, name = layer(x), str(number)
             if known and name in self._widths:
                 gain: Any = self.gains[str(task_label)]
                 bias: Any = self.biases[str(task_label)]
@@ -92,7 +96,7 @@ class TaskGains(GrowingModule):
         return x
 
     def forward(self, x: Tensor, task_labels: Any) -> Tensor:
-        """Return the outputs for a task label, or for one a sample."""
+        """Return the outputs for a task label, or for one label per sample."""
         return by_task(self.forward_single_task, x, task_labels)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -100,7 +104,13 @@ class TaskGains(GrowingModule):
         return {"labels": self.labels}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Add the tasks of a state_dict, which are filled after this."""
+        """Add the tasks of a state_dict, which are filled after this.
+
+        Raises:
+            ValueError: the network has gains for other tasks, or it is no such state.
+        """
+        if not isinstance(state, Mapping) or not isinstance(state.get("labels"), list):
+            raise ValueError(f"the extra state of TaskGains must have labels, a list of task labels, got {state!r}")
         if own := [label for label in self.labels if label not in state["labels"]]:
             raise ValueError(f"the network has gains for the tasks {own}, which the state does not have")
         for label in state["labels"]:

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from avalanche.core import BasePlugin
 from avalanche.logging import InteractiveLogger
-from avalanche.models import MultiTaskModule
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.utils import trigger_plugins
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from avl_plugins.checkpoint.resume import CheckpointEvery, Resumable
 from avl_plugins.metrics.rl import return_metrics
+from avl_plugins.rl.calls import as_input, call, check_outputs, try_network
+from avl_plugins.rl.entries import Check, a_count, check_entries, counts, episodes
 from avl_plugins.rl.environments import Environments, Episode
 from avl_plugins.rl.loaders import Evaluation, Visit
 from avl_plugins.rl.scratch import Scratch
 from avl_plugins.rl.stream import RLExperience
+from avl_plugins.tasks.arguments import check_choice, check_count, check_flag, check_kind, check_number, check_seed
+from avl_plugins.tasks.checks import refuse_distributed
+from avl_plugins.tasks.keywords import keywords_only
 
 __all__ = ["RLTemplate"]
+
+_WITHOUT_EFFECT = {
+    "criterion": "the loss is the agent's own",
+    "train_mb_size": "the agent makes its mini-batches (rollout and minibatches, or batch_size)",
+    "train_epochs": "rl_benchmark(steps=...) says how long a visit is, epoch_steps how long an epoch is",
+    "eval_mb_size": "eval_envs says how many environments are stepped together",
+}
 
 
 def _default_evaluator() -> EvaluationPlugin:
@@ -41,52 +54,74 @@ class RLTemplate(Resumable, SupervisedTemplate):
     environments, whose seed depends on `seed`, the number of the experience and that of the epoch only. A run that is
     resumed from a checkpoint at an epoch's end (`CheckpointEvery(path)`) therefore equals one that was not interrupted,
     bit for bit on the CPU, with any environment whose seeded reset determines it. There are no checkpoints within an
-    epoch. Episodes are cut off at its end, which costs about half an episode an environment: make epochs many times as
+    epoch. Episodes are cut off at its end, which costs about half an episode per environment: make epochs many times as
     long as episodes.
 
     `mb_x` is in the same memory in every iteration: clone it to keep it.
 
     In evaluation `eval_episodes` episodes are played in each experience, an equal number in each environment, the same
-    ones (same seeds) every time.
+    ones (same seeds) every time. Before a visit and before an evaluation the network is called once on the first
+    observations, in evaluation mode and without a trace in it or in the random state, so that one that does not fit
+    the task is refused before the work.
 
     Args:
-        model: Maps observations (B, ...) to (B, outputs), `head_outputs` of them; a `MultiTaskModule` is given the task
+        model: maps observations (B, ...) to (B, outputs), `head_outputs` of them; a `MultiTaskModule` is given the task
             label, too. uint8 observations reach it as float32, divided by 255; others as float32.
-        optimizer: Its optimizer.
-        num_envs: Environments that are stepped together.
-        epoch_steps: Agent steps of an epoch, all environments together; None: a visit is one epoch.
-        gamma: Discount of an agent step.
-        reward_clip: Rewards are clipped to plus and minus this for learning; None: they are not. Returns are reported
+        optimizer: its optimizer.
+        num_envs: environments that are stepped together.
+        epoch_steps: agent steps of an epoch, all environments together; None: a visit is one epoch.
+        gamma: discount of an agent step.
+        reward_clip: rewards are clipped to plus and minus this for learning; None: they are not. Returns are reported
             as the environment gives them.
-        max_grad_norm: Gradients are scaled down to this norm; None: they are not.
-        eval_episodes: Episodes of an evaluation in each experience.
-        eval_envs: Environments that are stepped together in evaluation.
-        channels_last: Mini-batches of images reach the network in `torch.channels_last`: gradients of convolutions with
+        max_grad_norm: gradients are scaled down to this norm; None: they are not.
+        eval_episodes: episodes of an evaluation in each experience.
+        eval_envs: environments that are stepped together in evaluation.
+        eval_max_steps: agent steps after which an episode of an evaluation is cut off, with a warning in the log: it
+            counts with its return until then, and its environment plays no more in this evaluation. `AtariEnv`'s
+            episodes are shorter by default. None: an evaluation may go on for ever.
+        channels_last: mini-batches of images reach the network in `torch.channels_last`: gradients of convolutions with
             few maps cost half on a CPU. They differ in their last bits. A network must `reshape` then, not `view`.
-        acting_threads: Threads of torch between updates, where the agent acts; None: as many as in updates. 1 leaves
+        acting_threads: threads of torch between updates, where the agent acts; None: as many as in updates. 1 leaves
             the cores to environments with threads of their own (`AtariEnv`): torch's wait busily for their next work.
-        seed: Of the environments. None: `torch.initial_seed()`.
-        plugins: Of Avalanche or ours.
-        **kwargs: Other arguments of `SupervisedTemplate` (device, evaluator, eval_every, ...). It measures returns by
-            default.
+        seed: int or None, of the environments. None: `torch.initial_seed()`.
+        plugins: of Avalanche or ours.
+        **kwargs: other arguments of `SupervisedTemplate` (device, evaluator, eval_every, ...). It measures returns by
+            default. `criterion`, `train_mb_size`, `train_epochs` and `eval_mb_size` would have no effect.
 
     Attributes:
-        steps: Agent steps taken in training so far.
-        steps_of: The same by task label, 0 for one that has not been met.
-        label: Task label in use: the experience's, or the one that a plugin infers (`TaskRecognitionPlugin`).
-        held: Agent steps since it was taken up, in this visit.
-        least_held: With fewer, `EWCPlugin` leaves the task alone as it ends. 0, unless a plugin sets it: labels that
+        steps: agent steps taken in training so far.
+        steps_of: the same by task label, 0 for one that has not been met.
+        label: task label in use: the experience's, or the one that a plugin infers (`TaskRecognitionPlugin`).
+        held: agent steps since it was taken up, in this visit.
+        least_held: with fewer, `EWCPlugin` leaves the task alone as it ends. 0, unless a plugin sets it: labels that
             are given are right however short the visit is.
-        episodes: Those that have ended in this epoch's training so far, or in the evaluation of this experience.
-        updates: Iterations so far.
+        episodes: those that have ended in this epoch's training so far, or in the evaluation of this experience.
+        updates: iterations so far.
 
     Raises:
-        ValueError: If an argument is out of range; in `train()`, if `CheckpointEvery` is to save after iterations, or
-            the loss is not finite.
-        TypeError: In `train()` and `eval()`, if an experience is no `RLExperience`.
-        EnvironmentFailedError: In `train()` and `eval()`, if an environment crashes or returns something that is not
-            finite. What has been learnt until then is kept, and the strategy can be trained and saved as before.
+        TypeError: an argument is of another kind, positional, or without effect. In `train()` and `eval()`, an
+            experience is no `RLExperience`.
+        ValueError: an argument is out of range. In `train()`, `CheckpointEvery` is to save after iterations, an
+            experience has no steps to train for, or the loss is not finite; in `train()` and `eval()`, the network
+            does not fit the task, or there are several processes.
+        EnvironmentFailedError: in `train()` and `eval()`, an environment crashes, or returns something of another form
+            than its spaces say, or something that is not finite. What has been learnt until then is kept, and the
+            strategy can be trained and saved as before, as it can after any other exception and after Ctrl-C.
     """
+
+    outputs_are = "as many as head_outputs says"
+    """What the network's outputs are, for messages."""
+    state_entries: ClassVar[dict[str, Check]] = {
+        **dict.fromkeys(("steps", "updates", "seed", "label", "held"), a_count),
+        "steps_of": counts,
+        "episodes": episodes,
+        "requested": partial(check_count, low=0, none="no label"),
+    }
+    """The entries of `state_dict()` and a check of each; a class that adds entries adds them here, too."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        keywords_only(cls)
 
     def __init__(
         self,
@@ -100,6 +135,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
         max_grad_norm: float | None = None,
         eval_episodes: int = 10,
         eval_envs: int = 10,
+        eval_max_steps: int | None = 108_000,
         channels_last: bool = False,
         acting_threads: int | None = None,
         seed: int | None = None,
@@ -107,26 +143,32 @@ class RLTemplate(Resumable, SupervisedTemplate):
         evaluator: Any = _default_evaluator,
         **kwargs: Any,
     ) -> None:
+        check_kind("model", model, nn.Module, "a torch.nn.Module")
+        check_kind("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
         for name, value in (("num_envs", num_envs), ("eval_episodes", eval_episodes), ("eval_envs", eval_envs)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if epoch_steps is not None and epoch_steps < num_envs:
-            raise ValueError(f"epoch_steps: expected at least a step of the {num_envs} environments, got {epoch_steps}")
-        if acting_threads is not None and acting_threads < 1:
-            raise ValueError(f"acting_threads: expected at least 1, or None for as many as else, got {acting_threads}")
-        if seed is not None and seed < 0:
-            raise ValueError(f"seed: expected at least 0, got {seed}")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma: expected a number from 0 to 1, got {gamma}")
+            check_count(name, value)
+        check_count("epoch_steps", epoch_steps, low=num_envs, none="a visit in one epoch")
+        check_count("eval_max_steps", eval_max_steps, none="no bound")
+        check_count("acting_threads", acting_threads, none="as many as in updates")
+        check_seed("seed", seed)
+        check_number("gamma", gamma, low=0, high=1)
         for name, bound in (("reward_clip", reward_clip), ("max_grad_norm", max_grad_norm)):
-            if bound is not None and not bound > 0:
-                raise ValueError(f"{name}: expected a positive number, or None for no bound, got {bound}")
-        self.num_envs, self.epoch_steps = num_envs, epoch_steps
+            check_number(name, bound, low=0, open_low=True, none="no bound")
+        check_flag("channels_last", channels_last)
+        check_kind("plugins", plugins, Sequence, "a list of plugins", none="none")
+        if not callable(evaluator):
+            check_kind("evaluator", evaluator, EvaluationPlugin, "an EvaluationPlugin", none="no metrics")
+        for name, instead in _WITHOUT_EFFECT.items():
+            if name in kwargs:
+                raise TypeError(f"{name} has no effect in {type(self).__name__}, leave it out: {instead}")
+        check_count("eval_every", kwargs.get("eval_every", -1), low=-1)
+        check_choice("peval_mode", kwargs.get("peval_mode", "epoch"), ("experience", "epoch", "iteration"))
+        self.num_envs, self.epoch_steps = int(num_envs), epoch_steps
         self.gamma, self.reward_clip, self.max_grad_norm = gamma, reward_clip, max_grad_norm
-        self.eval_episodes, self.eval_envs = eval_episodes, eval_envs
+        self.eval_episodes, self.eval_envs, self.eval_max_steps = eval_episodes, eval_envs, eval_max_steps
         self.channels_last, self.acting_threads = channels_last, acting_threads
         self._scratch = Scratch()
-        self.seed = torch.initial_seed() if seed is None else seed
+        self.seed = torch.initial_seed() if seed is None else int(seed)
         self.steps, self.updates = 0, 0
         self.steps_of: Counter[int] = Counter()
         self.episodes: list[Episode] = []
@@ -164,6 +206,10 @@ class RLTemplate(Resumable, SupervisedTemplate):
         """Return batches (states, no targets, task labels) of the task's own states, for `EWCPlugin`."""
         raise NotImplementedError
 
+    def fisher_likelihood(self) -> Callable[[Tensor], Distribution] | None:
+        """Return the `likelihood` that `EWCPlugin` takes by default; None: it has to be given."""
+        return None
+
     def has_states(self) -> bool:
         """Return whether there are states of the task in use."""
         raise NotImplementedError
@@ -172,7 +218,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
 
     def outputs(self, x: Tensor, network: nn.Module | None = None) -> Tensor:
         """Return the network's outputs, or those of a copy of it, for observations as the environment gives them."""
-        return self._called(network or self.model, self._as_input(x.to(self.device)))
+        return self._called(network or self.model, as_input(x.to(self.device)))
 
     def clipped(self, rewards: Tensor) -> Tensor:
         """Return the rewards for learning."""
@@ -190,7 +236,13 @@ class RLTemplate(Resumable, SupervisedTemplate):
 
     def request_label(self, label: int) -> None:
         """Go on under another task label, from the next safe moment on; for plugins that recognise tasks."""
-        self._requested = label
+        check_count("label", label, low=0)
+        self._requested = int(label)
+
+    def try_network(self, observations: Tensor) -> None:
+        """Call the network as acting will, without a trace, and refuse one that does not fit the task."""
+        outputs = try_network(self.model, observations.to(self.device), self.label, self.experience.name)
+        self._check_outputs(outputs, len(observations))
 
     def notice(self, observations: Tensor) -> None:
         """Show plugins with a method `observed(strategy, observations)` what the environments have returned."""
@@ -226,6 +278,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
 
         An interrupted training, whatever the reason, leaves the strategy between experiences: with what it has learnt.
         """
+        refuse_distributed(type(self).__name__)
         for plugin in self.plugins:
             if isinstance(plugin, CheckpointEvery) and plugin.iterations is not None:
                 raise ValueError(
@@ -243,6 +296,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
 
     def eval(self, experiences: Any, **kwargs: Any) -> Any:
         """Play episodes in each experience; an interrupted evaluation leaves the strategy between experiences, too."""
+        refuse_distributed(type(self).__name__)
         training = (self.label, self.held, self._requested, self.environments, self.episodes)
         self.environments = None
         try:
@@ -292,17 +346,26 @@ class RLTemplate(Resumable, SupervisedTemplate):
         self.dataloader = Evaluation(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs beside the network."""
+        """Return what a resumed run needs in addition to the network, as plain values."""
         episodes = [(e.total, e.length, e.env) for e in self.episodes]
         own = {"steps": self.steps, "updates": self.updates, "steps_of": dict(self.steps_of), "seed": self.seed}
         return own | {"episodes": episodes, "label": self.label, "held": self.held, "requested": self._requested}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the state of `state_dict()`.
+
+        Raises:
+            ValueError: it does not fit, and nothing is changed; the message names the entry.
+        """
+        self.check_state(state)
         self.steps, self.updates, self.seed = state["steps"], state["updates"], state["seed"]
         self.steps_of = Counter(state["steps_of"])
         self.episodes = [Episode(*episode) for episode in state["episodes"]]
         self.label, self.held, self._requested = state["label"], state["held"], state["requested"]
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state that lacks an entry of `state_entries`, or has others, with a ValueError that names it."""
+        check_entries(type(self).__name__, state, self.state_entries)
 
     def visit_steps(self, epoch: int) -> int:
         """Return the agent steps of an epoch of the experience, rounded up to steps of all environments."""
@@ -316,6 +379,11 @@ class RLTemplate(Resumable, SupervisedTemplate):
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         self._enter(self.experience)
+        if self.experience.steps == 0:
+            raise ValueError(
+                f"task {self.experience.name!r}: the experience has no steps to train for, as it is of a test stream: "
+                "train on benchmark.train_stream"
+            )
         self.train_epochs = ceil(self.experience.steps / (self.epoch_steps or self.experience.steps))
         super()._before_training_exp(**kwargs)
 
@@ -358,14 +426,16 @@ class RLTemplate(Resumable, SupervisedTemplate):
         experience.classes_in_this_experience = list(range(self.head_outputs(experience)))
 
     def _close(self) -> None:
-        if self.environments is not None:
-            self.environments.close()
-        self.environments = None
+        environments, self.environments = self.environments, None
+        if environments is not None:
+            environments.close()
 
     def _called(self, network: nn.Module, x: Tensor) -> Tensor:
-        return network(x, self.label) if isinstance(network, MultiTaskModule) else network(x)
+        outputs = call(network, x, self.label)
+        self._check_outputs(outputs, len(x))
+        return outputs
 
-    @staticmethod
-    def _as_input(x: Tensor) -> Tensor:
-        converted = x.to(torch.float32)
-        return converted.div_(255) if x.dtype == torch.uint8 else converted
+    def _check_outputs(self, outputs: Any, states: int) -> None:
+        if self.experience is not None:  # else a user calls, between train() and eval()
+            wanted = self.head_outputs(self.experience)
+            check_outputs(outputs, states, wanted, self.outputs_are, self.experience.name)

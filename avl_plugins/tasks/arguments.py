@@ -13,6 +13,7 @@ __all__ = [
     "check_count",
     "check_each_layer",
     "check_flag",
+    "check_kind",
     "check_number",
     "check_seed",
 ]
@@ -95,6 +96,15 @@ def check_callable(name: str, value: Any, what: str, *, none: str | None = None)
         raise TypeError(f"{name} must be a function {what}{or_none}, got {value!r}")
 
 
+def check_kind(name: str, value: Any, kind: type, what: str, *, none: str | None = None) -> None:
+    """Refuse what is no instance of a class, with a TypeError that says `what` it has to be."""
+    if value is None and none is not None:
+        return
+    if not isinstance(value, kind):
+        or_none = "" if none is None else f", or None for {none}"
+        raise TypeError(f"{name} must be {what}{or_none}, got {value!r}")
+
+
 def _check(
     name: str,
     value: Any,
@@ -115,8 +125,15 @@ def _check(
     number: Any = value
     too_low = number <= low if open_low else number < low
     too_high = number >= high if open_high else number > high
-    if not math.isfinite(number) or too_low or too_high:
+    if not _finite(number) or too_low or too_high:
         raise ValueError(f"{expected}, got {value!r}")
+
+
+def _finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def _bounds(low: float, high: float, open_low: bool, open_high: bool) -> str:

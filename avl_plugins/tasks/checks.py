@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import math
-import weakref
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
+from avalanche.training.templates import SupervisedMetaLearningTemplate
+from torch import Tensor, distributed
 
 __all__ = [
     "check_criterion",
     "check_loss",
     "experience_name",
-    "note_strategy",
     "refuse_distributed",
     "refuse_empty",
-    "refuse_second_strategy",
+    "refuse_meta_learning",
 ]
 
 
@@ -38,43 +36,28 @@ def refuse_empty(strategy: Any, method: str) -> None:
 
 
 def refuse_distributed(method: str) -> None:
-    """Refuse a run of several processes, in `before_training`: what a method draws and computes is each one's own.
+    """Refuse training in several processes, in `before_training`.
 
     Raises:
-        ValueError: There is more than one process.
+        ValueError: There are several.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    if (processes := torch.distributed.get_world_size()) > 1:
+    if distributed.is_available() and distributed.is_initialized() and (number := distributed.get_world_size()) > 1:
         raise ValueError(
-            f"{method} does not serve distributed runs, and this is one of {processes} processes: what each draws and "
-            "measures would be its own, so that their parameters drift apart. Train in one process"
+            f"{method} does not serve distributed training, in which {number} processes would drift apart: use one"
         )
 
 
-_SERVED: weakref.WeakKeyDictionary[Any, weakref.ref] = weakref.WeakKeyDictionary()  # not pickled with the plugin
-
-
-def refuse_second_strategy(plugin: Any, strategy: Any) -> None:
-    """Refuse a plugin that serves another strategy, in `before_training`; see `note_strategy`.
+def refuse_meta_learning(strategy: Any, method: str) -> None:
+    """Refuse the template that never calls `before_backward`: what a method adds to the loss would not be there.
 
     Raises:
-        ValueError: The other one is still there.
+        ValueError: The strategy is one for meta-learning.
     """
-    served = _SERVED.get(plugin)
-    if served is None or served() in (None, strategy):
-        return
-    gc.collect()  # nobody may have kept it but cycles
-    if served() is not None:
+    if isinstance(strategy, SupervisedMetaLearningTemplate):
         raise ValueError(
-            f"this {type(plugin).__name__} already serves another strategy, whose tasks it would take for those of "
-            f"this {type(strategy).__name__}: make one for each (load_state_dict gives a new one what another knows)"
+            f"{type(strategy).__name__} is a meta-learning strategy, whose updates have no place for what {method} "
+            "adds to the loss: use a strategy derived from SupervisedTemplate"
         )
-
-
-def note_strategy(plugin: Any, strategy: Any) -> None:
-    """Note that a plugin serves a strategy, once all is checked; neither is kept alive by it."""
-    _SERVED[plugin] = weakref.ref(strategy)
 
 
 def check_criterion(strategy: Any, method: str) -> None:
@@ -84,7 +67,8 @@ def check_criterion(strategy: Any, method: str) -> None:
         ValueError: Its `reduction` is another one.
     """
     criterion = getattr(strategy, "_criterion", None)
-    reduction = getattr(criterion, "reduction", "mean")
+    own, said = (criterion.func, criterion.keywords) if isinstance(criterion, partial) else (criterion, {})
+    reduction = said.get("reduction", getattr(own, "reduction", "mean"))
     if reduction not in ("mean", "batchmean"):
         raise ValueError(
             f"criterion must be a mean over the mini-batch, as {method} compares and weighs losses, got "

@@ -15,9 +15,9 @@ def task_label(label: Any) -> int:
         TypeError: If it is no integer.
     """
     try:
-        return index(label)
+        return _index(label)
     except TypeError:
-        raise TypeError(f"label: expected an integer, as Avalanche's task labels are, got {label!r}") from None
+        raise TypeError(f"label must be an integer, as Avalanche's task labels are, got {label!r}") from None
 
 
 def class_labels(classes: int | Sequence[int]) -> list[int]:
@@ -28,12 +28,18 @@ def class_labels(classes: int | Sequence[int]) -> list[int]:
         TypeError: If they are no integers.
     """
     try:
-        wanted = list(range(int(classes))) if isinstance(classes, Integral) else sorted(map(index, set(classes)))  # type: ignore[arg-type]
+        wanted = range(_index(classes)) if isinstance(classes, Integral) else sorted(map(_index, set(classes)))  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"classes: expected a number of classes or their integer labels, got {classes!r}") from None
+        raise TypeError(f"classes must be a number of classes or their integer labels, got {classes!r}") from None
     if not wanted or wanted[0] < 0:
-        raise ValueError(f"classes: expected a positive number or labels from 0 on, got {classes!r}")
+        raise ValueError(f"classes must be a number >= 1, or labels >= 0, got {classes!r}")
     return sorted(set(wanted))
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError("a truth value is no number")
+    return index(value)
 
 
 def experience_labels(experience: Any) -> list[int]:

@@ -9,12 +9,19 @@ from avalanche.models import MultiTaskModule
 from torch import Tensor
 
 from avl_plugins.checkpoint.model_state import undo_for_model
+from avl_plugins.tasks.arguments import check_choice
 from avl_plugins.tasks.labels import experience_classes, experience_labels, task_label
+from avl_plugins.tasks.states import Entry
 
-__all__ = ["MASK", "GrowingModule", "TaskNetwork", "by_task"]
+__all__ = ["MASK", "TRAINING_ON", "GrowingModule", "TaskNetwork", "by_task"]
 
 MASK = -1e4
 """Logit of a class that a task does not have: its probability is exactly 0, and it fits into float16."""
+TRAINING_ON: Entry = (
+    "a task label and the number of an experience, or None",
+    lambda value: value is None or (isinstance(value, list | tuple) and [type(part) for part in value] == [int, int]),
+)
+"""`TaskNetwork.training_on` in a state."""
 
 
 def by_task(forward_single_task: Callable[[Tensor, int], Tensor], x: Tensor, task_labels: Any) -> Tensor:
@@ -40,7 +47,7 @@ class GrowingModule(MultiTaskModule):
         undo = undo_for_model(self)
         try:
             return super().load_state_dict(state_dict, strict, assign)
-        except Exception:
+        except BaseException:
             undo()
             raise
 
@@ -59,8 +66,7 @@ class TaskNetwork(GrowingModule):
 
     def __init__(self, *, unseen: str) -> None:
         super().__init__()
-        if unseen not in ("constant", "raise"):
-            raise ValueError(f'unseen: expected "constant" or "raise", got {unseen!r}')
+        check_choice("unseen", unseen, ("constant", "raise"))
         self.unseen = unseen
         self.training_on: tuple[int, int] | None = None
         self._unseen_classes: dict[int, int] = {}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from benchmarks.data.download import MNIST_FILES, download_mnist, missing_mnist, read_idx
+from benchmarks.data.download import MNIST_FILES, download_mnist, intact, missing_mnist, name_of, read_idx
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,32 @@ class Arrays:
         return int(self.y_train.max()) + 1
 
 
-def data_root(override: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder with the data: ``override`` (``--data-root``), $AVL_DATA_ROOT or ~/.cache/avl_plugins."""
-    return Path(override or os.environ.get("AVL_DATA_ROOT") or "~/.cache/avl_plugins").expanduser()
-
-
-def mnist(root: str | os.PathLike[str]) -> Arrays:
+def mnist(root: str | os.PathLike[str], *, verify: bool = True) -> Arrays:
     """Read MNIST from torchvision's layout (``root/MNIST/raw``), downloading it there first when absent.
+
+    Args:
+        root: Folder of the data.
+        verify: Refuse files that are not MNIST's. Else other images in files of these names are taken, under the name
+            "fashion-mnist" or "mnist-like (unverified)".
 
     Raises:
         FileNotFoundError: It is absent and could not be downloaded; the message names what to do.
-        ValueError: A file there is not the IDX file it should be.
+        ValueError: A file there is not the IDX file it should be, or not MNIST's.
     """
     raw = Path(root) / "MNIST" / "raw"
     if missing_mnist(raw):
         download_mnist(raw)
     x_train, y_train, x_test, y_test = (read_idx(raw / name) for name in MNIST_FILES)
-    return Arrays(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64), "mnist")
+    name = name_of(raw)
+    if verify and name != "mnist":
+        raise ValueError(
+            f"{raw} holds {name}, not MNIST: move its files away, and MNIST is downloaded, or take them for what they "
+            "are, with --data mnist-like or mnist(root, verify=False)"
+        )
+    for x, y in ((x_train, y_train), (x_test, y_test)):
+        if x.ndim != 3 or y.shape != x.shape[:1]:
+            raise ValueError(f"{raw} holds images {x.shape} with labels {y.shape}; they must be (N, H, W) and (N,)")
+    return Arrays(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64), name)
 
 
 def cifar100(root: str | os.PathLike[str]) -> Arrays:
@@ -64,19 +73,23 @@ def cifar100(root: str | os.PathLike[str]) -> Arrays:
 
     Raises:
         FileNotFoundError: ``root`` holds neither; the message names both ways.
-        ValueError: The npz file lacks one of x_train, y_train, x_test, y_test.
+        ValueError: A file is damaged, or the npz file is not what it should be; names it.
     """
     root = Path(root)
     names = ("x_train", "y_train", "x_test", "y_test")
-    if (root / "cifar100.npz").is_file():
-        with np.load(root / "cifar100.npz", allow_pickle=False) as file:
+    path = root / "cifar100.npz"
+    if path.is_file():
+        with intact(path), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if absent := [name for name in names if name not in file]:
-                raise ValueError(f"{root / 'cifar100.npz'} has no array named {', '.join(absent)}")
+                raise ValueError(f"it has no array named {', '.join(absent)}")
             x_train, y_train, x_test, y_test = (file[name] for name in names)
+            _check_cifar(x_train, y_train)
+            _check_cifar(x_test, y_test)
     elif (root / "cifar-100-python").is_dir():
         from torchvision.datasets import CIFAR100  # costs a second to import, and only this branch needs it
 
-        train, test = CIFAR100(root, train=True), CIFAR100(root, train=False)
+        with intact(root / "cifar-100-python"):
+            train, test = CIFAR100(root, train=True), CIFAR100(root, train=False)
         x_train, x_test = train.data, test.data
         y_train, y_test = np.asarray(train.targets), np.asarray(test.targets)
     else:
@@ -85,6 +98,13 @@ def cifar100(root: str | os.PathLike[str]) -> Arrays:
             "once, or put a cifar100.npz there (x_train, y_train, x_test, y_test; images uint8, N x 32 x 32 x 3)"
         )
     return Arrays(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64), "cifar100")
+
+
+def _check_cifar(x: NDArray[Any], y: NDArray[Any]) -> None:
+    if x.dtype != np.uint8 or x.shape[1:] != (32, 32, 3) or y.shape != x.shape[:1]:
+        raise ValueError(f"images {x.shape} {x.dtype} and labels {y.shape}: not (N, 32, 32, 3) uint8 and (N,)")
+    if y.dtype.kind not in "iu" or not len(y) or y.min() < 0 or y.max() > 99:
+        raise ValueError("its labels are not integers from 0 to 99")
 
 
 def digits() -> Arrays:

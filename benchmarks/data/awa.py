@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from benchmarks.data.arrays import digits
+from benchmarks.data.download import intact
 from benchmarks.data.mnist_variation import rows_by_class
 
 FILES = ("AwA2-features.txt", "AwA2-labels.txt")
@@ -40,15 +41,17 @@ def awa2(root: str | Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
     Raises:
         FileNotFoundError: If they are not there; the message names them.
-        ValueError: If they are not of the same length.
+        ValueError: If one is damaged, or they are not of the same length.
     """
     paths = [Path(root) / name for name in FILES]
     if absent := [path.name for path in paths if not path.is_file()]:
         raise FileNotFoundError(
             f"no {' and no '.join(absent)} under {root}: put the files of the official AwA2 features (ResNet-101) there"
         )
-    features = np.loadtxt(paths[0], dtype=np.float32, ndmin=2)
-    labels = np.loadtxt(paths[1], dtype=np.int64, ndmin=1)
+    with intact(paths[0]):
+        features = np.loadtxt(paths[0], dtype=np.float32, ndmin=2)
+    with intact(paths[1]):
+        labels = np.loadtxt(paths[1], dtype=np.int64, ndmin=1)
     if len(features) != len(labels):
         raise ValueError(f"{FILES[0]} has {len(features)} lines, {FILES[1]} {len(labels)}")
     return features, labels - labels.min()

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.data.arrays import Arrays, Images, cifar100, digits, image_streams, make_benchmark, mnist
+from benchmarks.data.download import intact
 
 DOMAINS = ("svhn", "mnist-negative", "mnist-m", "digits-negative")
 
@@ -39,7 +40,8 @@ def svhn(root: str | Path) -> Arrays:
                 f"no {part}_32x32.mat under {root}: run torchvision.datasets.SVHN({str(root)!r}, {part!r}, "
                 "download=True) once where there is a network, or choose another domain, for example mnist-negative"
             )
-        data = SVHN(str(root), split=part)
+        with intact(root / f"{part}_32x32.mat"):
+            data = SVHN(str(root), split=part)
         parts += [data.data.transpose(0, 2, 3, 1), data.labels.astype(np.int64)]
     return Arrays(parts[0], parts[1], parts[2], parts[3], "svhn")
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import affine_grid, grid_sample
 
 from benchmarks.data.arrays import Images, digits, make_benchmark, mnist
+from benchmarks.data.download import intact
 
 FILES = (
     "mnist_all_background_images_rotation_normalized_train_valid.amat",
@@ -69,9 +70,10 @@ def read_amat(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Read a text file of 784 grey levels in [0, 1] and a label a line.
 
     Raises:
-        ValueError: If the lines have another number of columns.
+        ValueError: If it is damaged, or the lines have another number of columns.
     """
-    rows = np.loadtxt(path, dtype=np.float32, ndmin=2)
+    with intact(path):
+        rows = np.loadtxt(path, dtype=np.float32, ndmin=2)
     if rows.shape[1] != 785:
         raise ValueError(f"{path}: expected 784 grey levels and a label a line, got {rows.shape[1]} columns")
     # The published images are stored column by column.

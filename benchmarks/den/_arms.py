@@ -31,7 +31,7 @@ from avl_plugins import (
 from avl_plugins.data.loading import batches_in_memory
 from avl_plugins.metrics import auroc_metrics, den_metrics, growth_table, mean_auroc
 from benchmarks.harness.experiment import Context
-from benchmarks.perf.timing import timed
+from benchmarks.training.clock import timed
 from benchmarks.training.supervised import (
     Training,
     accuracy_matrix,

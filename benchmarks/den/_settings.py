@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from benchmarks.den._rows import auroc_at_end
 from benchmarks.harness.experiment import Run
@@ -52,7 +52,7 @@ class DENSettings:
     """gamma, the weight of group lasso."""
     drift_lambda: float = 10.0
     """lambda, the weight of the drift penalty."""
-    drift_step: str = "proximal"
+    drift_step: Literal["gradient", "proximal"] = "proximal"
     """How the drift penalty is applied, by its gradient or by a proximal step; also that of l2 and l2-selective."""
     loss_threshold: float = 0.01
     """tau: the network is expanded where the loss is larger."""
@@ -66,7 +66,7 @@ class DENSettings:
     """Most units that are split in a layer, or a number for each layer; None for no bound."""
     phase_epochs: int | None = None
     """Epochs of expansion and of the trainings with the drift penalty; None: as many as `epochs`."""
-    evaluate: str = "test"
+    evaluate: Literal["test", "valid"] = "test"
     """Stream to measure on: test, or valid for choosing settings."""
 
 

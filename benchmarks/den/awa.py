@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.den._rows import against, auroc_rows, capacity_rows, chosen_note, growth_rows
 from benchmarks.den._settings import DENSettings, lambda_jobs, search_of, with_lambda
@@ -31,7 +31,7 @@ ARMS = ("stl", "mtl", "plain", "l2", "ewc", "progressive", "den", "den-finetune"
 class Settings(DENSettings):
     """AwA2's features, one kind of animal against the rest."""
 
-    data: str = "awa2"
+    data: Literal["awa2", "digits"] = "awa2"
     """Data set: awa2, or digits, whose pixels then are the features."""
     tasks: int = 50
     """Number of classes that are told from the rest, and of tasks."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.den._rows import against, auroc_rows, capacity_rows, chosen_note, growth_rows
 from benchmarks.den._settings import DENSettings, lambda_jobs, search_of, with_lambda
-from benchmarks.harness.experiment import Context, Experiment, Row, Run
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
 from benchmarks.harness.papers import paper
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ ARMS = ("stl", "mtl", "plain", "l2", "ewc", "progressive", "den", "den-finetune"
 class Settings(DENSettings):
     """Split CIFAR-100, a head with one output a class."""
 
-    data: str = "cifar100"
+    data: ImageData = "cifar100"
     """Data set: cifar100 or digits."""
     tasks: int = 10
     """Number of tasks the classes are split into."""

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.den._rows import (
     against,
@@ -58,7 +58,7 @@ ARMS = (*COMPARED, *PARTS, *WIDER)
 class Settings(DENSettings):
     """MNIST-Variation, one digit against the rest."""
 
-    data: str = "mnist"
+    data: Literal["mnist", "digits"] = "mnist"
     """Digits that are turned: mnist, or digits, scikit-learn's."""
     tasks: int = 10
     """Number of digits that are told from the rest, and of tasks."""
@@ -117,17 +117,18 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     full = {run.seed: seconds_from_second(run) for run in runs if run.arm == "plain"}
     for arm, target in (("selective", (">=", 1.3)), ("l1", None)):
         times = selective["seconds"]
-        table.append(
-            mean_row(
-                [run for run in runs if run.arm != arm or run.seed in full],
-                arm,
-                "times faster than plain",
-                value=partial(relative_seconds, others=full),
-                paper=round(times["plain"] / times[arm], 2),
-                target=target,  # type: ignore[arg-type]
-                note="from the second task on",
+        if comparable := [run for run in runs if run.arm != arm or run.seed in full]:
+            table.append(
+                mean_row(
+                    comparable,
+                    arm,
+                    "times faster than plain",
+                    value=partial(relative_seconds, others=full),
+                    paper=round(times["plain"] / times[arm], 2),
+                    target=target,  # type: ignore[arg-type]
+                    note="from the second task on",
+                )
             )
-        )
     table += against(runs, "dynamic", {"constant": 0.0, "l2-selective": None}, expansion)
     table += capacity_rows(runs, ("dynamic", "constant"), expansion)
     table.append(paired_row(runs, "constant", "dynamic", "capacity", value=lambda run: run.measurements["capacity"]))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.den._rows import against, auroc_at_end, auroc_rows, capacity_rows, chosen_note, growth_rows
 from benchmarks.den._settings import DENSettings, lambda_jobs, search_of, with_lambda
-from benchmarks.harness.experiment import Context, Experiment, Row, Run
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
 from benchmarks.harness.papers import paper
 from benchmarks.report.table import mean_row
 
@@ -30,7 +30,7 @@ ARMS = ("stl", "mtl", "plain", "l2", "ewc", "progressive", "den", "den-finetune"
 class Settings(DENSettings):
     """Permuted MNIST, a head with ten outputs a task."""
 
-    data: str = "mnist"
+    data: ImageData = "mnist"
     """Data set: mnist or digits."""
     tasks: int = 10
     """Number of permutations."""

@@ -184,7 +184,7 @@ def train_arm(
 def replayed_grids(strategy: Any) -> list[str]:
     """Return what `replay_metrics` drew after each task, as PNG images in base64."""
     history = strategy.evaluator.get_all_metrics()
-    images: Sequence[Any] = next((v[1] for k, v in history.items() if k.startswith("ReplayImages")), [])
+    images: Sequence[Any] = next((v[1] for k, v in history.items() if k.startswith("dgr/ReplayImages")), [])
     return [png(image.image) for image in images]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from benchmarks.harness.experiment import Row, Run
+from benchmarks.harness.papers import in_paper
 from benchmarks.report.table import mean_row
 
 
@@ -50,7 +51,7 @@ def earlier_rows(
             arm,
             f"{metric} after {k} task{'s' if k > 1 else ''}",
             value=partial(accuracy_after, tasks=k),
-            paper=numbers[arm][k - 1] if arm in numbers else None,
+            paper=in_paper(numbers, arm, k - 1),
         )
         for arm in arms
         for k in range(1, runs[0].settings["tasks"])

@@ -16,7 +16,9 @@ from avl_plugins.metrics import replay_metrics
 from benchmarks.data.arrays import Arrays, split
 from benchmarks.dgr._arms import make_gan, make_vae, png, replayed_grids
 from benchmarks.dgr._scholars import images_of, learn_generator, learn_solver
-from benchmarks.harness.experiment import Context, write_atomically
+from benchmarks.harness.experiment import Context
+from benchmarks.harness.files import write_atomically
+from benchmarks.harness.unfinished import readable
 from benchmarks.training.models import image_mlp, optimizer
 from benchmarks.training.supervised import Training, default_plugins, make_evaluator, rounded, train_stream
 
@@ -34,9 +36,10 @@ def as_training_goes_on(arm: str, arrays: Arrays, settings: Any, seed: int, cont
     stops = [round(part * iterations) for part in settings.parts]
     saved: dict[str, Any] = {"done": 0, "grids": [], "distance": []}
     if context.resume and context.checkpoint is not None:
-        saved = torch.load(context.checkpoint, weights_only=True)
-        generator.load_state_dict(saved["generator"])
-        torch.set_rng_state(saved["random"])
+        with readable(context.checkpoint):
+            saved = torch.load(context.checkpoint, weights_only=True)
+            generator.load_state_dict(saved["generator"])
+            torch.set_rng_state(saved["random"])
     for stop in stops[len(saved["distance"]) :]:
         for step in learn_generator(generator, None, arrays, stop - saved["done"], context.device):
             context.progress(saved["done"] + step, stops[-1], "generator")
@@ -81,11 +84,15 @@ def after_each_task(arm: str, arrays: Arrays, settings: Any, seed: int, context:
     def values(name: str) -> list[float]:
         return next(own for key, (_, own) in history.items() if key.startswith(f"{name}/"))
 
-    shares = [values(f"ReplayShare/class{c}") for c in range(arrays.n_classes)]
+    shares = [values(f"dgr/ReplayShare/class{c}") for c in range(arrays.n_classes)]
     seen = [(k + 1) * arrays.n_classes // settings.tasks for k in range(settings.tasks)]
     # A class's list begins with the task that it came with.
     rarest = [n * min(own[k - settings.tasks] for own in shares[:n]) for k, n in enumerate(seen)]
-    return {"grids": replayed_grids(strategy), "distance": rounded(values("ReplayDistance")), "rarest": rounded(rarest)}
+    return {
+        "grids": replayed_grids(strategy),
+        "distance": rounded(values("dgr/ReplayDistance")),
+        "rarest": rounded(rarest),
+    }
 
 
 def _generator(arm: str, settings: Any) -> tuple[Callable[..., Any], int]:

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.experiment import Context, Experiment, Row, Run, write_atomically
-from benchmarks.harness.papers import paper
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
+from benchmarks.harness.files import write_atomically
+from benchmarks.harness.papers import in_paper, paper
+from benchmarks.harness.unfinished import readable
 from benchmarks.report.table import mean_row
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ ARMS = ("gr", "vae")
 class Settings:
     """A chain of scholars on MNIST."""
 
-    data: str = "mnist"
+    data: ImageData = "mnist"
     """Data set: mnist, svhn or digits."""
     scholars: int = 5
     """Scholars in the chain, the first of which sees real data."""
@@ -86,7 +88,8 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     arrays = load_arrays(settings.data, context)
     saved: dict[str, Any] = {"accuracy": [], "grids": []}
     if context.resume and context.checkpoint is not None:
-        saved = torch.load(context.checkpoint, weights_only=True)
+        with readable(context.checkpoint):
+            saved = torch.load(context.checkpoint, weights_only=True)
     make = make_gan if arm == "gr" else make_vae
     shape = tuple(images_of(arrays.x_train[:1]).shape[1:])
     teacher: Any = None
@@ -96,9 +99,10 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         generator = make(shape, settings, fully_connected=False).to(context.device)
         generator.data_range = (0.0, 1.0)
         if number < len(saved["accuracy"]):  # the last one before the job was interrupted
-            solver.load_state_dict(saved["solver"])
-            generator.load_state_dict(saved["generator"])
-            torch.set_rng_state(saved["random"])
+            with readable(context.checkpoint):
+                solver.load_state_dict(saved["solver"])
+                generator.load_state_dict(saved["generator"])
+                torch.set_rng_state(saved["random"])
         else:
             learn_solver(solver, teacher, arrays, settings)
             if number + 1 < settings.scholars:  # nobody learns from the last one
@@ -133,7 +137,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             arm,
             f"solver {k}",
             value=partial(accuracy_of, scholar=k),
-            paper=numbers[k - 1] if arm == "gr" and k <= len(numbers) else None,
+            paper=in_paper(numbers, k - 1) if arm == "gr" else None,
             target=(">=", 0.975) if arm == "gr" else None,
         )
         for arm in ARMS

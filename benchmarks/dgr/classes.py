@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.dgr._rows import at_end, earlier_rows
-from benchmarks.harness.experiment import Context, Experiment, Row, Run
-from benchmarks.harness.papers import paper
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
+from benchmarks.harness.papers import in_paper, paper
 from benchmarks.report.table import Target, mean_row, paired_row
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ TARGETS: dict[str, Target] = {"gr": (">=", 0.91), "er": (">=", 0.96), "none": ("
 class Settings:
     """Split MNIST, class-incremental."""
 
-    data: str = "mnist"
+    data: ImageData = "mnist"
     """Data set: mnist, svhn or digits."""
     tasks: int = 5
     """Number of tasks the ten digits are split into."""
@@ -45,7 +45,7 @@ class Settings:
     """Solver iterations on each task, at least."""
     batch_size: int = 128
     """Images in a mini-batch; as many are replayed."""
-    optimizer: str = "adam"
+    optimizer: Literal["sgd", "adam"] = "adam"
     """Optimizer of the solver: sgd or adam."""
     lr: float = 1e-3
     """Learning rate of the solver."""
@@ -71,7 +71,7 @@ class Settings:
     """Iterations of the variational autoencoder after each task."""
     validation: int = 5000
     """Training images held out."""
-    evaluate: str = "test"
+    evaluate: Literal["test", "valid"] = "test"
     """Stream to measure on: test, or valid for choosing settings."""
 
 
@@ -105,7 +105,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             arm,
             metric,
             value=at_end,
-            paper=numbers[arm][tasks - 1] if arm in numbers else others[arm],
+            paper=in_paper(numbers, arm, tasks - 1) if arm in numbers else others.get(arm),
             target=TARGETS.get(arm),
             note=sources.get(arm, ""),
         )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.dgr._rows import domain_at_end, domain_names, old_lost
 from benchmarks.harness.experiment import Context, Experiment, Row, Run
-from benchmarks.harness.papers import paper
+from benchmarks.harness.papers import in_paper, paper
 from benchmarks.report.table import mean_row, paired_row
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ TARGETS: dict[str, tuple[Literal["<=", ">="], float]] = {"gr": ("<=", 0.03), "no
 class Settings:
     """Two domains."""
 
-    domain: str = "mnist-negative"
+    domain: Literal["svhn", "mnist-negative", "mnist-m", "digits-negative"] = "mnist-negative"
     """The domain beside MNIST: svhn, mnist-negative, mnist-m, or digits-negative beside scikit-learn's digits."""
     solver: Literal["mlp", "conv"] = "mlp"
     """The solver: two hidden layers, or three convolutions and a hidden layer."""
@@ -51,7 +51,7 @@ class Settings:
     """Solver iterations on each task, at least."""
     batch_size: int = 128
     """Images in a mini-batch; as many are replayed."""
-    optimizer: str = "adam"
+    optimizer: Literal["sgd", "adam"] = "adam"
     """Optimizer of the solver: sgd or adam."""
     lr: float = 1e-3
     """Learning rate of the solver."""
@@ -77,7 +77,7 @@ class Settings:
     """Iterations of the variational autoencoder after the first task."""
     validation: int = 5000
     """Training images held out."""
-    evaluate: str = "test"
+    evaluate: Literal["test", "valid"] = "test"
     """Stream to measure on: test, or valid for choosing settings."""
 
 
@@ -124,7 +124,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
                     method + back,
                     metric,
                     value=partial(domain_at_end, domain=index),
-                    paper=numbers[method][part] if method in numbers else None,
+                    paper=in_paper(numbers, method, part),
                     note=note if method in numbers else "",
                 )
                 for method in METHODS

@@ -39,7 +39,7 @@ ARMS = ("lwf-gr", "lwf-vae", "lwf", "none")
 class Settings:
     """Another domain of digits, then MNIST, a head each."""
 
-    domain: str = "mnist-negative"
+    domain: Literal["svhn", "mnist-negative", "mnist-m", "digits-negative"] = "mnist-negative"
     """The domain beside MNIST: svhn, mnist-negative, mnist-m, or digits-negative beside scikit-learn's digits."""
     solver: Literal["mlp", "conv"] = "mlp"
     """The solver: two hidden layers, or three convolutions and a hidden layer."""
@@ -55,7 +55,7 @@ class Settings:
     """Weight of learning without forgetting; 0 for the one that the search chooses."""
     batch_size: int = 128
     """Images in a mini-batch; as many are replayed."""
-    optimizer: str = "adam"
+    optimizer: Literal["sgd", "adam"] = "adam"
     """Optimizer of the solver: sgd or adam."""
     lr: float = 1e-3
     """Learning rate of the solver."""
@@ -79,7 +79,7 @@ class Settings:
     """Iterations of the variational autoencoder after the first task."""
     validation: int = 5000
     """Training images held out."""
-    evaluate: str = "test"
+    evaluate: Literal["test", "valid"] = "test"
     """Stream to measure on: test, or valid for choosing settings."""
 
 

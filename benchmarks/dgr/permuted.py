@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.dgr._rows import at_end, earlier_rows
-from benchmarks.harness.experiment import Context, Experiment, Row, Run
-from benchmarks.harness.papers import paper
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
+from benchmarks.harness.papers import in_paper, paper
 from benchmarks.harness.search import best, search_jobs, split_name
 from benchmarks.report.table import mean_row, paired_row
 
@@ -33,7 +33,7 @@ ARMS = ("gr", "vae", "er", "noise", "none", "none-best", "avalanche")
 class Settings:
     """Permuted MNIST, one head."""
 
-    data: str = "mnist"
+    data: ImageData = "mnist"
     """Data set: mnist or digits."""
     tasks: int = 5
     """Number of permutations."""
@@ -43,7 +43,7 @@ class Settings:
     """Solver iterations on each task, at least."""
     batch_size: int = 128
     """Images in a mini-batch; as many are replayed."""
-    optimizer: str = "adam"
+    optimizer: Literal["sgd", "adam"] = "adam"
     """Optimizer of the solver: sgd or adam."""
     lrs: tuple[float, ...] = (1e-4, 1e-3)
     """Learning rates of the solver that are searched."""
@@ -71,7 +71,7 @@ class Settings:
     """Iterations of the variational autoencoder after each task."""
     validation: int = 5000
     """Training images held out."""
-    evaluate: str = "test"
+    evaluate: Literal["test", "valid"] = "test"
     """Stream to measure on: test, or valid for choosing settings."""
 
 
@@ -122,7 +122,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             arm,
             metric,
             value=at_end,
-            paper=numbers[arm][tasks - 1] if arm in numbers else None,
+            paper=in_paper(numbers, arm, tasks - 1),
             target=(">=", 0.91) if arm == "gr" else None,
             note=", ".join(f"lr {lr:g}" for lr in sorted({r.measurements["lr"] for r in runs if r.arm == arm})),
         )

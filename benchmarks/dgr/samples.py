@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.harness.experiment import Context, Experiment, Row, Run
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
 from benchmarks.report.table import mean_row
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ ARMS = (*METHODS, *(method + CLASSES for method in METHODS))
 class Settings:
     """Samples of generators."""
 
-    data: str = "mnist"
+    data: ImageData = "mnist"
     """Data set: mnist, svhn or digits."""
     parts: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 1.0)
     """Parts of the iterations after which samples are looked at."""
@@ -45,7 +45,7 @@ class Settings:
     """Iterations of that classifier."""
     batch_size: int = 128
     """Images in a mini-batch of these."""
-    optimizer: str = "adam"
+    optimizer: Literal["sgd", "adam"] = "adam"
     """Optimizer of the solver, which the samples do not depend on."""
     lr: float = 1e-3
     """Learning rate of these."""

@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.experiment import Row, Run
-from benchmarks.harness.papers import paper
+from benchmarks.harness.papers import in_paper, paper
 from benchmarks.report.table import mean_row
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def noise_rows(runs: Sequence[Run], note: str) -> list[Row]:
             arm,
             "noise that halves the score",
             value=lambda run: run.measurements["half"],
-            paper=numbers[f"half_{arm.replace('-', '_')}"],
+            paper=in_paper(numbers, f"half_{arm.replace('-', '_')}"),
             note=note,
         )
         for arm in COVARIANCES
@@ -141,11 +142,12 @@ def noise_figure(runs: Sequence[Run], title: str) -> Figure:
     numbers = paper("ewc")["fig3c"]
     fig = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True)
-    for arm, colour in zip(COVARIANCES, ("tab:blue", "tab:red", "tab:green"), strict=True):
+    for arm, colour in zip(COVARIANCES, cycle(("tab:blue", "tab:red", "tab:green", "tab:orange")), strict=False):
         own = [run.measurements for run in runs if run.arm == arm]
         if own:
             left.semilogx(own[0]["noise"], np.mean([m["score"] for m in own], 0), "-o", ms=3, color=colour, label=arm)
-        right.semilogx(numbers["noise"], numbers[arm.replace("-", "_")], "--x", color=colour, label=arm)
+        if (theirs := in_paper(numbers, arm.replace("-", "_"))) is not None:
+            right.semilogx(numbers["noise"], theirs, "--x", color=colour, label=arm)
     for panel, text in ((left, f"{title}, measured"), (right, "Breakout agent, paper")):
         panel.axhline(0.5, color="grey", lw=0.5)
         panel.set(xlabel="standard deviation of the weight noise", title=text)

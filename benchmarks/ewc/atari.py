@@ -38,7 +38,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.ewc._game_scores import ARMS, final_total, game_figure, game_rows
 from benchmarks.harness.experiment import Context, Experiment
@@ -72,7 +72,7 @@ POOL = (
 class Settings:
     """A stream of games that recur."""
 
-    data: str = "minatar"
+    data: Literal["minatar", "ale"] = "minatar"
     """Whose games: minatar's, or those of ale."""
     games: tuple[str, ...] = ("breakout", "space_invaders", "seaquest")
     """Games to draw from."""

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.harness.experiment import Context, Experiment, Row, Run
-from benchmarks.harness.papers import paper
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
+from benchmarks.harness.papers import in_paper, paper
 from benchmarks.report.table import mean_row, paired_row
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ NAMES = ("A", "B", "C")
 class Settings:
     """Permuted MNIST, three tasks."""
 
-    data: str = "mnist"
+    data: ImageData = "mnist"
     """Data set: mnist or digits."""
     width: int = 400
     """Units in each of the two hidden layers."""
@@ -42,7 +42,7 @@ class Settings:
     """Epochs on each task."""
     batch_size: int = 128
     """Images in a mini-batch."""
-    optimizer: str = "sgd"
+    optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimizer: sgd or adam."""
     lr: float = 0.05
     """Learning rate."""
@@ -56,7 +56,7 @@ class Settings:
     """How the penalty is applied: gradient or proximal."""
     validation: int = 5000
     """Training images held out."""
-    evaluate: str = "test"
+    evaluate: Literal["test", "valid"] = "test"
     """Stream to measure on: test, or valid for choosing settings."""
 
 
@@ -132,14 +132,14 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             arm,
             "mean of A, B, C at the end",
             value=mean_at_end,
-            paper=numbers[arm]["mean"],
+            paper=in_paper(numbers, arm, "mean"),
             target=(">=", 0.95) if arm == "ewc" else None,
         )
         for arm in ARMS
     ]
-    targets = {"ewc": ("<=", 0.01), "sgd": (">=", 0.05), "l2": None}
+    targets = {"ewc": ("<=", 0.01), "sgd": (">=", 0.05)}
     table += [
-        mean_row(runs, arm, "drop on A", value=drop_a, paper=numbers[arm]["drop_a"], target=targets[arm])
+        mean_row(runs, arm, "drop on A", value=drop_a, paper=in_paper(numbers, arm, "drop_a"), target=targets.get(arm))
         for arm in ARMS
     ]
     table += [
@@ -148,7 +148,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             arm,
             f"{task} at the end of {end}",
             value=partial(at, task=task, end_of=end),
-            paper=numbers[arm][f"{task}_{end}".lower()],
+            paper=in_paper(numbers, arm, f"{task}_{end}".lower()),
         )
         for arm in ARMS
         for task, end in (("A", "A"), ("A", "C"), ("B", "C"), ("C", "C"))
@@ -188,8 +188,8 @@ def figure(runs: Sequence[Run]) -> Figure:
             panel.plot(x[start:], curves.mean(0)[start:], color=colour, label=arm.upper())
             panel.fill_between(x[start:], curves.min(0)[start:], curves.max(0)[start:], color=colour, alpha=0.2, lw=0)
             for k, end in enumerate(NAMES):
-                if (key := f"{task}_{end}".lower()) in numbers[arm]:
-                    panel.plot((k + 1) * epochs, numbers[arm][key], "x", color=colour, ms=7, mew=2)
+                if (value := in_paper(numbers, arm, f"{task}_{end}".lower())) is not None:
+                    panel.plot((k + 1) * epochs, value, "x", color=colour, ms=7, mew=2)
         panel.set(ylabel=f"accuracy on {task}", ylim=(0.8, 1.0))
         for k in range(1, TASKS):
             panel.axvline(k * epochs, color="grey", lw=0.5)

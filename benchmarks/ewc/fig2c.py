@@ -22,8 +22,8 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.harness.experiment import Context, Experiment, Row, Run
-from benchmarks.harness.papers import paper
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
+from benchmarks.harness.papers import in_paper, paper
 from benchmarks.report.table import mean_row
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ ARMS = ("low", "high")
 class Settings:
     """Two tasks that share the border of the image."""
 
-    data: str = "mnist"
+    data: ImageData = "mnist"
     """Data set: mnist or digits."""
     low_square: int = 8
     """Side of the permuted square in the arm low."""
@@ -50,7 +50,7 @@ class Settings:
     """Epochs on each task."""
     batch_size: int = 128
     """Images in a mini-batch."""
-    optimizer: str = "sgd"
+    optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimizer: sgd or adam."""
     lr: float = 0.05
     """Learning rate."""
@@ -161,7 +161,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
                 arm,
                 text.format(layer),
                 value=partial(overlap_of, layer=layer, key=key),
-                paper=numbers[arm][layer - 1] if layer <= len(numbers[arm]) else None,
+                paper=in_paper(numbers, arm, layer - 1),
             )
             for arm in ARMS
             for layer in layers

@@ -24,14 +24,14 @@ from functools import partial
 from typing import Any
 
 from benchmarks.ewc._weight_noise import COVARIANCES, half, noise_figure, noise_rows
-from benchmarks.harness.experiment import Context, Experiment, Row, Run
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
 
 
 @dataclass(frozen=True)
 class Settings:
     """Weight noise on a trained classifier."""
 
-    data: str = "mnist"
+    data: ImageData = "mnist"
     """Data set: mnist or digits."""
     width: int = 400
     """Units in each of the two hidden layers."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.ewc._weight_noise import COVARIANCES, noise_figure, noise_rows
 from benchmarks.harness.experiment import Context, Experiment, Row, Run
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 class Settings:
     """Weight noise on a trained agent."""
 
-    data: str = "minatar-breakout"
+    data: Literal["minatar-breakout", "ale-breakout"] = "minatar-breakout"
     """The game: minatar-breakout or ale-breakout, with a network for each."""
     steps: int = 200_000
     """Agent steps of training."""
     epoch_steps: int = 20_000
     """Agent steps of an epoch, a point of the learning curve."""
-    optimizer: str = "adam"
+    optimizer: Literal["adam", "rmsprop"] = "adam"
     """Optimizer: adam, or rmsprop with the paper's decay."""
     lr: float = 5e-4
     """Its learning rate."""

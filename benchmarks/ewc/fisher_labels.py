@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.experiment import Context, Experiment, Row, Run
-from benchmarks.harness.papers import paper
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
+from benchmarks.harness.papers import in_paper, paper
 from benchmarks.harness.search import best, edge_note, search_jobs, split_name, tried
 from benchmarks.report.table import mean_row, paired_row
 
@@ -39,7 +39,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 class Settings:
     """Split MNIST, five tasks of two digits."""
 
-    data: str = "mnist"
+    data: ImageData = "mnist"
     """Data set: mnist or digits."""
     tasks: int = 5
     """Number of tasks the ten digits are split into."""
@@ -127,7 +127,6 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     numbers = paper("ewc")["fisher_labels"]
     table = []
     for arm in (*ESTIMATORS, "none"):
-        key = arm.replace("-", "_")
         chosen = sorted({run.measurements["lambda"] for run in runs if run.arm == arm} - {None})
         table.append(
             mean_row(
@@ -135,7 +134,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
                 arm,
                 "accuracy",
                 value=lambda run: run.measurements["test"],
-                paper=numbers[key]["mean"],
+                paper=in_paper(numbers, arm.replace("-", "_"), "mean"),
                 note=", ".join(
                     f"best lambda {value:g}{edge_note(value, tried(runs, arm, held_out))}" for value in chosen
                 ),
@@ -185,9 +184,9 @@ def figure(runs: Sequence[Run]) -> Figure:
     arms = (*ESTIMATORS, "none")
     for x, arm in enumerate(arms):
         found = [run.measurements["test"] for run in runs if run.arm == arm]
-        right.plot(
-            x + 0.12, numbers[arm.replace("-", "_")]["mean"], "x", color="black", label="paper" if x == 0 else None
-        )
+        theirs = in_paper(numbers, arm.replace("-", "_"), "mean")
+        if theirs is not None:
+            right.plot(x + 0.12, theirs, "x", color="black", label="paper" if x == 0 else None)
         right.plot([x - 0.12] * len(found), found, "o", ms=3, color="tab:red", label="measured" if x == 0 else None)
     right.set_xticks(range(len(arms)), arms, rotation=30)
     right.set(ylabel="test accuracy at the best lambda")

@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.harness.experiment import Context, Experiment, Row, Run, write_atomically
+from benchmarks.harness.experiment import Context, Experiment, Row, Run
+from benchmarks.harness.files import write_atomically
 from benchmarks.harness.papers import paper
+from benchmarks.harness.unfinished import readable
 from benchmarks.report.table import mean_row
 
 if TYPE_CHECKING:
@@ -69,7 +71,11 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     sums = np.zeros((len(times), len(probes) + 1))  # of probes' signals, and of |w|^2
     done = 0
     if context.resume and context.checkpoint is not None:
-        with np.load(context.checkpoint, allow_pickle=False) as saved:
+        with (
+            readable(context.checkpoint),
+            context.checkpoint.open("rb") as file,
+            np.load(file, allow_pickle=False) as saved,
+        ):
             sums, done = saved["sums"], int(saved["done"])
 
     while done < settings.simulations:

@@ -10,11 +10,12 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
 from benchmarks.harness.experiment import Run
 from benchmarks.harness.jobs import Failure, Job
+from benchmarks.harness.names import counted
 
 QUIET_SECONDS = 60.0
 
@@ -36,13 +37,14 @@ class Display:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.percentage:.0f} %"),
             TimeElapsedColumn(),
             Remaining(),
             console=console,
             disable=not console.is_terminal,
         )
-        self._all = self._progress.add_task("jobs", total=len(jobs))
+        self._ended, self._whole = 0, counted(len(jobs), "job")
+        self._all = self._progress.add_task(f"0 of {self._whole}", total=len(jobs))
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Display:
@@ -64,7 +66,8 @@ class Display:
             bar = self._bars.pop(job.name, None)
             if bar is not None:
                 self._progress.remove_task(bar)
-            self._progress.advance(self._all)
+            self._ended += 1
+            self._progress.update(self._all, completed=self._ended, description=f"{self._ended} of {self._whole}")
         if isinstance(result, Failure):
             self.failed.append(result)
             self.console.print(escape(result.trace), style="dim", highlight=False)
@@ -90,8 +93,9 @@ class Display:
 
 
 def _read(job: Job) -> tuple[int, int, str] | None:
+    """What a job has last said of itself; None where it has not, or its file is damaged."""
     try:
         done, total, text = json.loads(job.progress.read_text())
-    except (OSError, ValueError):
+        return int(done), int(total), str(text)
+    except (OSError, RecursionError, TypeError, ValueError, OverflowError):
         return None
-    return done, total, text

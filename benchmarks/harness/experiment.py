@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
+import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from benchmarks.harness.files import blaming, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCALES = ("smoke", "cpu", "paper")
+ImageData = Literal["mnist", "mnist-like", "svhn", "cifar100", "digits"]
+"""Data sets that `benchmarks.training.supervised.load_arrays` reads, as a type for a setting `data`."""
 EXTRAS = {"rl": ("gymnasium", "ale_py"), "minatar": ("minatar",)}
 """Packages of the extras that some experiments need."""
 
@@ -57,9 +63,7 @@ class Context:
     @property
     def data_root(self) -> Path:
         """Folder of the data sets: `--data-root`, else `$AVL_DATA_ROOT`, else `~/.cache/avl_plugins`."""
-        from benchmarks.data.arrays import data_root
-
-        return data_root(self.data_root_override)
+        return Path(self.data_root_override or os.environ.get("AVL_DATA_ROOT") or "~/.cache/avl_plugins").expanduser()
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,36 @@ class Run:
         return {**self.settings, "data": self.data}
 
     def save(self, path: Path) -> None:
-        """Write the run to `path`: the old file or the whole new one is there at any moment."""
+        """Write the run to `path`, whole or not at all."""
         text = json.dumps(dataclasses.asdict(self), indent=1, default=_plain) + "\n"
         write_atomically(path, text.encode())
 
     @classmethod
     def load(cls, path: Path) -> Run:
-        """Read a run; a ValueError names a file that does not hold one."""
-        try:
-            return cls(**json.loads(path.read_text()))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} does not hold a run ({error}); remove it and run the job again") from error
+        """Read a run; a ValueError names a file that does not hold one.
+
+        Whether it is the run that belongs there is for `benchmarks.harness.stored` to say.
+        """
+        with blaming(path, "does not hold a run", "remove it and run the job again"):
+            run = cls(**json.loads(path.read_text()))
+            run._check()
+        return run
+
+    def _check(self) -> None:
+        """Raise a ValueError that names the first field of a wrong kind."""
+        texts = dict.fromkeys(("experiment", "scale", "arm", "data", "device", "commit", "date"), str)
+        kinds: dict[str, Any] = texts | {"seed": int, "threads": int, "seconds": (int, float)}
+        kinds |= dict.fromkeys(("settings", "versions", "measurements"), dict)
+        words = {str: "a text", int: "an integer", dict: "an object"}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{name} must be {words.get(kind, 'a number')}, got {reprlib.repr(value)}")
+        for name, least in (("seed", 0), ("threads", 1), ("seconds", 0)):
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number from {least} on, got {getattr(self, name)}")
+        if not all(isinstance(version, str) for version in self.versions.values()):
+            raise ValueError(f"versions must be texts, got {reprlib.repr(self.versions)}")
 
 
 @dataclass(frozen=True)
@@ -195,17 +218,6 @@ def check_extras(experiment: Experiment) -> None:
     if missing:
         extras = ",".join(("bench", *experiment.extras))
         raise ValueError(f'{experiment.name} needs {" and ".join(missing)}: pip install -e ".[{extras}]"')
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside `path`, flush it to disk and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _plain(value: Any) -> Any:

@@ -6,19 +6,26 @@ Nothing that exists is thrown away silently: results and unfinished work stop a 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.experiment import Experiment, Run, differing, file_name, plain_settings
+from benchmarks.harness.names import counted
+from benchmarks.harness.stored import read_run
+from benchmarks.harness.unfinished import Begun, read_seconds
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "avalanche-lib", "avl-plugins")
@@ -79,11 +86,18 @@ class Job:
     arm: str
     seed: int
     search: tuple[Run, ...] = ()
+    begun_threads: int = 0
+    """Threads that an unfinished job was begun with; 0: the plan's."""
 
     @property
     def name(self) -> str:
         """What messages call the job."""
         return f"{self.plan.experiment.name} {self.arm} seed {self.seed}"
+
+    @property
+    def threads(self) -> int:
+        """Threads this job may use."""
+        return self.begun_threads or self.plan.threads_each
 
     def _path(self, root: Path, suffix: str) -> Path:
         folder = root / self.plan.experiment.name / self.plan.scale
@@ -110,10 +124,16 @@ class Job:
         """File with the seconds an unfinished job has taken."""
         return self.checkpoint.with_suffix(".seconds")
 
+    @property
+    def begun(self) -> Path:
+        """File that says how an unfinished job was begun."""
+        return self.checkpoint.with_suffix(".begun")
+
     def clear_unfinished(self) -> None:
         """Forget unfinished work, and what a kill in the middle of writing it left behind."""
-        half_written = self.checkpoint.parent.glob(f".{self.checkpoint.name}.*")
-        for path in (self.checkpoint, self.clock, *half_written):
+        own = (self.checkpoint, self.clock, self.begun, self.progress)
+        half_written = [path for file in own for path in file.parent.glob(f".{glob.escape(file.name)}.*")]
+        for path in (self.checkpoint, self.clock, self.begun, *half_written):
             path.unlink(missing_ok=True)
 
     @property
@@ -139,43 +159,89 @@ def cores() -> int:
 def open_jobs(jobs: Sequence[Job]) -> tuple[list[Job], list[Run]]:
     """Split jobs into those still to run and the runs of those that have ended.
 
+    Those that go on get the threads that they were begun with.
+
     Raises Refused where that would discard something: without `resume`, any result or unfinished work; with it, a
-    result under other settings. `overwrite` alone starts all of them again. Raises it, too, where a result that none of
-    the jobs replaces has other settings and would share a table with them.
+    result under other settings, or work begun with other threads than are asked for. `overwrite` alone starts all of
+    them again. Raises it, too, where a result that none of the jobs replaces has other settings and would share a table
+    with them. A ValueError has a line for each file that is damaged or does not belong where it is.
     """
     files = [job.result for job in jobs]
     if len(set(files)) < len(files):
         raise ValueError("two arms have the same file name; rename one of them")
-    todo, kept = [], []
+    todo, kept, wrong = [], [], []
     for job in jobs:
-        plan = job.plan
-        run = Run.load(job.result) if job.result.exists() else None
-        if run is not None and plan.resume:
-            other = differing(run.conditions, plan.conditions)
-            if not other:
+        try:
+            run = _finished(job)
+            if run is None:
+                todo.append(_as_begun(job))
+            else:
                 kept.append(run)
-                continue
-            if not plan.overwrite:
-                raise Refused(
-                    f"{job.result} was measured with other settings ({', '.join(other)}). "
-                    "--overwrite measures it again, --out keeps both."
-                )
-        elif not plan.overwrite and not plan.resume and (run is not None or job.checkpoint.exists()):
-            what = job.result if run is not None else job.checkpoint
-            raise Refused(
-                f"{what} exists. --resume keeps finished jobs and goes on with unfinished ones, "
-                "--overwrite measures again."
-            )
-        todo.append(job)
+        except ValueError as error:
+            wrong.append(str(error))
     for folder in {file.parent for file in files}:
         for path in sorted(set(folder.glob("*.json")) - set(files)):
-            if other := differing(Run.load(path).conditions, jobs[0].plan.conditions):
+            try:
+                other = differing(read_run(path, jobs[0].plan.experiment).conditions, jobs[0].plan.conditions)
+            except ValueError as error:
+                wrong.append(str(error))
+                continue
+            if other:
                 raise Refused(
                     f"{path} was measured with other settings ({', '.join(other)}) and would share a table with these "
                     "jobs. --out keeps them apart; --overwrite with its arm and seed among the jobs measures it again; "
                     "or remove it."
                 )
+    if wrong:
+        raise ValueError("\n".join(wrong))
     return todo, kept
+
+
+def _finished(job: Job) -> Run | None:
+    """The run of a job that need not be run again."""
+    plan = job.plan
+    if not plan.resume:
+        there = [path for path in (job.result, job.checkpoint) if path.exists()]
+        if there and not plan.overwrite:
+            raise Refused(
+                f"{there[0]} exists. --resume keeps finished jobs and goes on with unfinished ones, "
+                "--overwrite measures again."
+            )
+        return None
+    if not job.result.exists():
+        return None
+    try:
+        run = read_run(job.result, plan.experiment)
+    except ValueError:
+        if plan.overwrite:
+            return None
+        raise
+    other = differing(run.conditions, plan.conditions)
+    if other and not plan.overwrite:
+        raise Refused(
+            f"{job.result} was measured with other settings ({', '.join(other)}). "
+            "--overwrite measures it again, --out keeps both."
+        )
+    return None if other else run
+
+
+def _as_begun(job: Job) -> Job:
+    """Return the job with the threads that it was begun with, where it goes on; its files are looked at."""
+    if not (job.plan.resume and job.checkpoint.exists()):
+        return job
+    if not job.checkpoint.stat().st_size:
+        raise ValueError(f"{job.checkpoint} is empty; remove it, and its job starts again")
+    read_seconds(job.clock)
+    begun = Begun.read(job.begun)
+    if begun is None:
+        log.warning("%s: how it was begun is not known; it goes on with %d threads", job.name, job.threads)
+        return job
+    if job.plan.threads not in (0, begun.threads):
+        raise Refused(
+            f"{job.checkpoint} was begun with {counted(begun.threads, 'thread')}, and its last bits depend on that. "
+            f"Leave --threads out, or --threads {begun.threads}, and it goes on; --overwrite starts it again."
+        )
+    return replace(job, begun_threads=begun.threads)
 
 
 def clear(todo: Sequence[Job]) -> int:

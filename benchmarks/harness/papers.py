@@ -16,6 +16,16 @@ def paper(name: str) -> dict[str, Any]:
     return copy.deepcopy(_load(name))
 
 
+def in_paper(numbers: Any, *keys: str | int) -> Any:
+    """What a paper's tables have under these keys, None where nothing, as for an arm that is not the paper's."""
+    for key in keys:
+        try:
+            numbers = numbers[key]
+        except (KeyError, IndexError):
+            return None
+    return numbers
+
+
 @cache
 def _load(name: str) -> dict[str, Any]:
     path = FOLDER / name / "paper.toml"

@@ -7,6 +7,7 @@ import pkgutil
 from pathlib import Path
 
 from benchmarks.harness.experiment import Experiment
+from benchmarks.harness.names import no_such
 
 METHODS = ("ewc", "progressive", "dgr", "den", "rl")
 """Folders of experiments; what several experiments share is in files that begin with an underscore."""
@@ -26,6 +27,6 @@ def experiment_names() -> list[str]:
 def find_experiment(name: str) -> Experiment:
     """Experiment of this name; a ValueError lists the names there are."""
     if name not in experiment_names():
-        raise ValueError(f"no experiment {name!r}; there are: {', '.join(experiment_names())}")
+        raise no_such("experiment", name, experiment_names())
     method, _, file = name.partition("-")
     return importlib.import_module(f"benchmarks.{method}.{file.replace('-', '_')}").EXPERIMENT

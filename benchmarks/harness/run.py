@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,12 +16,15 @@ import tyro
 from rich.console import Console
 
 from benchmarks.harness.display import Display
-from benchmarks.harness.experiment import SCALES, Experiment, check_extras
-from benchmarks.harness.jobs import RESULTS, Job, Plan, clear, commit, open_jobs
+from benchmarks.harness.experiment import Experiment, Row, check_extras
+from benchmarks.harness.files import check_folder
+from benchmarks.harness.jobs import RESULTS, Job, Plan, Refused, clear, commit, open_jobs
+from benchmarks.harness.lock import Taken, sole_use
+from benchmarks.harness.names import counted, did_you_mean, no_such
 from benchmarks.harness.registry import experiment_names, find_experiment
 from benchmarks.harness.runner import backend, run_jobs
 from benchmarks.harness.search import split_name
-from benchmarks.report.results import load_scale, rich_table, rows_of
+from benchmarks.harness.stored import load_scale, made_of
 
 INTERRUPTED = 130
 
@@ -58,8 +61,14 @@ class Options:
     """Remove earlier results of these jobs and measure again; with --resume, only those with other settings."""
 
 
-def run(arguments: Sequence[str], console: Console) -> int:
-    """Run one experiment; returns the exit status."""
+def run(arguments: Sequence[str], console: Console, show: Callable[[Sequence[Row], str], Any]) -> int:
+    """Run one experiment; returns the exit status.
+
+    Args:
+        arguments: The experiment's name and options.
+        console: What is said is printed here.
+        show: Makes of rows and a title what the console prints at the end.
+    """
     if not arguments or arguments[0].startswith("-"):
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         console.print(f"usage: python -m benchmarks run NAME [options]\n\nNAME: {', '.join(experiment_names())}")
@@ -69,9 +78,14 @@ def run(arguments: Sequence[str], console: Console) -> int:
     options = parse(experiment, arguments[1:])
     check_extras(experiment)
     plan = make_plan(experiment, options)
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    search, main = make_jobs(plan, options.arms, range(options.first_seed, options.first_seed + options.seeds))
     try:
-        return _run(plan, options.arms, seeds, console)
+        for folder, option in ((plan.runs, "--logdir"), (plan.out, "--out")):
+            check_folder(folder / experiment.name / plan.scale, option)
+        with sole_use([root / experiment.name / plan.scale for root in (plan.out, plan.runs / "unfinished")]):
+            return _run(plan, search, main, console, show)
+    except Taken as error:
+        raise Refused(f"{error}; wait for it, or give this run folders of its own with --out and --logdir") from None
     except KeyboardInterrupt:
         kept = [word for word in arguments if word not in ("--resume", "--overwrite")]
         command = shlex.join([*kept, "--resume"])
@@ -89,8 +103,9 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> Any:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--scale", default="cpu")
     scale = first.parse_known_args(arguments)[0].scale
-    if scale not in SCALES:
-        raise ValueError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    if scale not in experiment.scales:
+        known = ", ".join(experiment.scales)
+        raise ValueError(f"--scale must be one of {known}, got {scale!r}{did_you_mean(scale, experiment.scales)}")
     settings = experiment.scales[scale]
     shared = {field.name for field in dataclasses.fields(Options)} & {
         field.name for field in dataclasses.fields(settings)
@@ -148,7 +163,7 @@ def make_jobs(plan: Plan, patterns: Sequence[str], seeds: Sequence[int]) -> tupl
     names = [*arms, *dict.fromkeys(job.arm for job in search)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"no arm {pattern!r}; there are: {', '.join(names)}")
+            raise no_such("arm", pattern, names)
 
     def wanted(arm: str) -> bool:
         return not patterns or any(fnmatchcase(arm, pattern) for pattern in patterns)
@@ -158,30 +173,39 @@ def make_jobs(plan: Plan, patterns: Sequence[str], seeds: Sequence[int]) -> tupl
     return [job for job in search if wanted(job.arm) or split_name(job.arm)[0] in needed], main
 
 
-def _run(plan: Plan, patterns: Sequence[str], seeds: Sequence[int], console: Console) -> int:
-    search, main = make_jobs(plan, patterns, seeds)
+def _run(
+    plan: Plan, search: Sequence[Job], main: Sequence[Job], console: Console, show: Callable[[Sequence[Row], str], Any]
+) -> int:
     todo, kept = open_jobs([*search, *main])
-    if kept:
-        console.print(f"{len(kept)} finished jobs kept.", highlight=False)
     configuration = backend(plan)
+    if kept:
+        console.print(f"{counted(len(kept), 'finished job')} kept.", highlight=False)
     if removed := clear(todo):
-        console.print(f"{removed} earlier results removed.", highlight=False)
-    left = {job.name for job in todo}
+        console.print(f"{counted(removed, 'earlier result')} removed.", highlight=False)
+    begun = [job for job in todo if job.begun_threads]
+    if begun:
+        kept_threads = "" if all(job.threads == plan.threads_each for job in begun) else ", with their threads"
+        console.print(f"Going on with {counted(len(begun), 'unfinished job')}{kept_threads}.", highlight=False)
     found = [run for run in kept if (run.arm, run.seed) in {(job.arm, job.seed) for job in search}]
-    where = f"{plan.jobs} at a time, {plan.threads_each} threads each"
-    console.print(f"{plan.experiment.name}, scale {plan.scale}: {len(todo)} jobs, {where}.", highlight=False)
+    threads = sorted({job.threads for job in todo}) or [plan.threads_each]
+    each = f"{''.join(f'{own} or ' for own in threads[:-1])}{counted(threads[-1], 'thread')} each"
+    where = f"{plan.jobs} at a time, {each}"
+    console.print(f"{plan.experiment.name}, scale {plan.scale}: {counted(len(todo), 'job')}, {where}.", highlight=False)
 
     failed = []
-    for jobs in (search, main):
-        todo_now = [dataclasses.replace(job, search=tuple(found)) for job in jobs if job.name in left]
-        with Display(console, todo_now) as display:
-            found += run_jobs(todo_now, report=display.ended, configuration=configuration)
-        failed += display.failed
+    for part in (search, main):
+        names = {job.name for job in part}
+        todo_now = [dataclasses.replace(job, search=tuple(found)) for job in todo if job.name in names]
+        if todo_now:
+            with Display(console, todo_now) as display:
+                found += run_jobs(todo_now, report=display.ended, configuration=configuration)
+            failed += display.failed
         if failed:
             break
-    runs = load_scale(plan.out, plan.experiment.name, plan.scale)
+    runs = load_scale(plan.out, plan.experiment, plan.scale)
     if runs:
-        console.print(rich_table(rows_of(runs), f"{plan.experiment.name}, {plan.scale}: all runs in {plan.out}"))
+        rows = made_of(runs, plan.out, "rows", plan.experiment.rows)
+        console.print(show(rows, f"{plan.experiment.name}, {plan.scale}: all runs in {plan.out}"))
     if failed:
         console.print(f"[red]{len(failed)} failed:[/red] {', '.join(failure.job.name for failure in failed)}")
     return 1 if failed else 0

@@ -7,6 +7,8 @@ needs no shared folder for them.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import signal
 import threading
 import time
@@ -15,11 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.experiment import Context, Run, plain, plain_settings
+from benchmarks.harness.files import remove_events, write_atomically
 from benchmarks.harness.jobs import Failure, Job, Plan, versions
+from benchmarks.harness.unfinished import Begun, read_seconds
+
+log = logging.getLogger(__name__)
 
 
 def backend(plan: Plan) -> dict[str, Any] | None:
@@ -48,12 +55,22 @@ def run_jobs(
         for index, result in results:
             job = jobs[index]
             if isinstance(result, Run):
-                result.save(job.result)
+                result = _save(job, result)
+            if isinstance(result, Run):
                 job.clear_unfinished()
                 runs.append(result)
             job.progress.unlink(missing_ok=True)
             report(job, result)
     return runs
+
+
+def _save(job: Job, run: Run) -> Run | Failure:
+    """Store a run; where that fails its unfinished work stays, which --resume goes on from."""
+    try:
+        run.save(job.result)
+    except (OSError, ValueError) as error:
+        return Failure(job, f"its result could not be stored: {error}", traceback.format_exc())
+    return run
 
 
 @contextmanager
@@ -68,17 +85,35 @@ def _results(
 
     with parallel_config(**configuration):
         pool = Parallel(n_jobs=jobs[0].plan.jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
-        results = pool(delayed(_indexed)(index, job) for index, job in enumerate(jobs))
+        parent = os.getpid() if configuration["backend"] == "loky" else None  # Ray ends its workers itself
+        results = pool(delayed(_indexed)(index, job, parent) for index, job in enumerate(jobs))
         try:
             yield results
         finally:
             results.close()
 
 
-def _indexed(index: int, job: Job) -> tuple[int, Run | Failure]:
+def _indexed(index: int, job: Job, parent: int | None) -> tuple[int, Run | Failure]:
+    if parent is not None:
+        _end_with(parent)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that was started; it ends us
     return index, run_job(job)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """End this worker within a second of the process that started it, which may be killed without a last word.
+
+    On Windows, where a child never learns of it, the worker ends its job first.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_job(job: Job) -> Run | Failure:
@@ -88,14 +123,17 @@ def run_job(job: Job) -> Run | Failure:
         resume = plan.resume and job.checkpoint.exists()
         if not resume:
             job.clear_unfinished()
-        device, device_name = _device(plan.device, plan.threads_each)
+        device, device_name = _device(plan.device, job.threads)
+        if resume and (begun := Begun.read(job.begun)):
+            begun.check_device(device_name)
+        else:
+            Begun(job.threads, device_name).write(job.begun)
         _log_settings(job, resume)
-        job.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter() - (_seconds_before(job) if resume else 0.0)
+        started = time.perf_counter() - (read_seconds(job.clock) if resume else 0.0)
         progress = ProgressFile(job, started)
         context = Context(
             device=device,
-            threads=plan.threads_each,
+            threads=job.threads,
             logdir=job.logdir,
             checkpoint=job.checkpoint,
             resume=resume,
@@ -116,7 +154,7 @@ def run_job(job: Job) -> Run | Failure:
             data=plan.conditions["data"],
             versions=versions(),
             device=device_name,
-            threads=plan.threads_each,
+            threads=job.threads,
             seconds=round(seconds, 3),
             commit=plan.commit,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -127,38 +165,38 @@ def run_job(job: Job) -> Run | Failure:
 
 
 class ProgressFile:
-    """A progress callback that leaves the latest state and the seconds so far in files, at most five times a second."""
+    """A progress callback that leaves the latest state and the seconds so far in files, at most five times a second.
+
+    They are not flushed to the disk, which is too slow for so often.
+    """
 
     def __init__(self, job: Job, started: float) -> None:
         self.job, self.started = job, started
-        self.next, self.ended = 0.0, False
+        self.next, self.ended, self.silent = 0.0, False, False
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
         """Note that `done` of `total` steps are done."""
         now = time.monotonic()
         if now >= self.next or (done >= total and not self.ended):
             self.next, self.ended = now + 0.2, done >= total
-            _replace(self.job.progress, json.dumps([done, total, text]))
+            self._write(self.job.progress, json.dumps([done, total, text]))
             self.note_seconds()
 
     def note_seconds(self) -> float:
         """Seconds so far; stored once there is something to resume, as a killed job has no last word."""
         seconds = time.perf_counter() - self.started
         if self.job.checkpoint.exists():
-            _replace(self.job.clock, repr(seconds))
+            self._write(self.job.clock, repr(seconds))
         return seconds
 
-
-def _replace(path: Path, text: str) -> None:
-    """Readers find the old text or the new; not flushed to disk, which is too slow for so often."""
-    temporary = path.with_name(f"{path.name}-new")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def _seconds_before(job: Job) -> float:
-    """Seconds an interrupted job had already taken (0 where it was killed before it could say)."""
-    return float(job.clock.read_text()) if job.clock.exists() else 0.0
+    def _write(self, path: Path, text: str) -> None:
+        """Write a file that is not worth ending a job for."""
+        try:
+            write_atomically(path, text.encode(), flush=False)
+        except OSError as error:
+            if not self.silent:
+                log.warning("%s could not be written (%s); the job goes on", path, error)
+            self.silent = True
 
 
 def _device(wanted: str, threads: int) -> tuple[str, str]:
@@ -177,8 +215,7 @@ def _log_settings(job: Job, resume: bool) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     if not resume:
-        for old in job.logdir.glob("events.out.tfevents.*"):
-            old.unlink()
+        remove_events(job.logdir)
     shown = {"arm": job.arm, "seed": job.seed, "scale": job.plan.scale, **plain_settings(job.plan.settings)}
     lines = [f"| {name} | {value} |" for name, value in shown.items()]
     with SummaryWriter(str(job.logdir)) as writer:

@@ -26,7 +26,8 @@ from avl_plugins.dgr.scholar import Answers, Scholar, replay_loss
 from avl_plugins.dgr.vae import VAE
 from avl_plugins.dgr.wgan_gp import WGANGP
 from benchmarks.data.arrays import Arrays, split
-from benchmarks.perf.timing import EpochTimer, Line, compare, few, rotate, timed
+from benchmarks.perf.timing import EpochTimer, Line, compare, few, rotate
+from benchmarks.training.clock import timed
 from benchmarks.training.models import image_mlp, optimizer
 
 BATCH = 128

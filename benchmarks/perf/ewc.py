@@ -1,92 +1,30 @@
-"""Speed beside Avalanche's and beside a bare PyTorch loop, on the same data and sizes in one run.
-
-Permuted MNIST, 784-400-400-10, batch 128. Times are medians over rounds in which the alternatives take turns, so that
-a busy machine slows all of them; what counts are the ratios.
-"""
+"""Speed of EWC beside Avalanche's and beside a bare PyTorch loop: permuted MNIST, 784-400-400-10, batch 128."""
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 import torch
-import tyro
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.plugins import EWCPlugin as AvalancheEWCPlugin
-from rich.console import Console
-from rich.table import Table
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from avl_plugins import EWCPlugin, InMemoryLoaderPlugin, diagonal_fisher
 from avl_plugins.data.loading import batches_in_memory
 from benchmarks.data.arrays import Arrays, permuted
-from benchmarks.harness.experiment import Context, write_atomically
-from benchmarks.harness.jobs import commit
-from benchmarks.harness.runner import versions
-from benchmarks.perf.den import selective
-from benchmarks.perf.dgr import replay
-from benchmarks.perf.progressive import columns
-from benchmarks.perf.rl import absent, reinforcement
-from benchmarks.perf.timing import EpochTimer, Line, compare, few, rotate, timed
+from benchmarks.perf.timing import EpochTimer, Line, compare, few, rotate
+from benchmarks.training.clock import timed
 from benchmarks.training.models import mlp
-from benchmarks.training.supervised import load_arrays
 
 HIDDEN = (400, 400)
 BATCH = 128
-
-
-@dataclass(frozen=True)
-class Options:
-    """Speed beside Avalanche's and beside a bare PyTorch loop."""
-
-    data: str = "mnist"
-    """Data set: mnist or digits."""
-    data_root: str | None = None
-    """Folder of the data sets; else $AVL_DATA_ROOT, else ~/.cache/avl_plugins."""
-    rounds: int = 3
-    """Rounds in which the alternatives take turns."""
-    threads: int = 0
-    """Threads torch uses; 0 leaves its default."""
-    out: str | None = "benchmarks/results/perf.json"
-    """File for the numbers; None for none."""
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Measure, print a table and write the numbers."""
-    options = tyro.cli(Options, args=list(arguments), prog="python -m benchmarks perf")
-    console = Console()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    arrays = load_arrays(options.data, Context(data_root_override=options.data_root))
-    lines: list[Line] = []
-    parts = {"epochs": epochs, "Fishers": fishers, "steps": steps, "columns": columns, "replay": replay}
-    parts |= {"selective retraining": selective, "agents": reinforcement}
-    for title, part in parts.items():
-        with console.status(f"measuring {title}"):
-            lines += part(arrays, options.rounds)
-    table = Table("what", "measured", "ratio", "against", "target", "met", title=f"{torch.get_num_threads()} threads")
-    for line in lines:
-        ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
-        met = {None: "", True: "yes", False: "no"}[line.met]
-        table.add_row(line.what, f"{line.seconds:.4g}", ratio, line.against, line.target, met)
-    console.print(table)
-    for note in absent():
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
-    if options.out:
-        record = {"data": arrays.name, "threads": torch.get_num_threads(), "rounds": options.rounds}
-        record |= {"versions": versions(), "commit": commit(), "lines": [asdict(line) for line in lines]}
-        write_atomically(Path(options.out), (json.dumps(record, indent=1) + "\n").encode())
-        console.print(f"written to {options.out}")
-    return 0
 
 
 def model_for(arrays: Arrays) -> torch.nn.Sequential:

@@ -20,7 +20,8 @@ from avl_plugins import ProgressiveNetwork
 from avl_plugins.metrics import count_parameters
 from avl_plugins.progressive.adapters import Adapter
 from benchmarks.data.arrays import Arrays
-from benchmarks.perf.timing import Line, compare, rotate, timed
+from benchmarks.perf.timing import Line, compare, rotate
+from benchmarks.training.clock import timed
 
 WIDTH = 400
 BATCH = 128

@@ -27,7 +27,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
 from benchmarks.data.arrays import Arrays
-from benchmarks.perf.timing import Line, compare_rates, timed
+from benchmarks.perf.timing import Line, compare_rates
+from benchmarks.training.clock import timed
 
 GAME = "pong"
 ENVS = 16
@@ -102,14 +103,18 @@ def in_turn(env: Any, rollout: int, turns: int, others: Mapping[str, Callable[[]
     from gymnasium.vector import VectorWrapper
 
     from avl_plugins.metrics import return_metrics
-    from avl_plugins.rl import ActorCritic, rl_benchmark
+    from avl_plugins.rl import ActorCritic, AtariEnv, rl_benchmark
 
     class Open(VectorWrapper):
         def close(self, **kwargs: Any) -> None:
             """They are closed elsewhere."""
 
+    def make_env(number: int) -> Any:
+        """Return the environments, or one like them where a benchmark is made."""
+        return Open(env) if number == ENVS else AtariEnv(game=GAME, threads=1)(number)
+
     first = rollout * ENVS
-    visit = rl_benchmark({GAME: lambda number: Open(env)}, steps=first + turns * STEPS).train_stream[0]
+    visit = rl_benchmark({GAME: make_env}, steps=first + turns * STEPS).train_stream[0]
     model = column().append(nn.Linear(256, visit.actions + 1))
     plugin = Turns(STEPS // first, others)
     with warnings.catch_warnings():

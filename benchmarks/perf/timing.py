@@ -49,13 +49,6 @@ def rotate(rounds: int, alternatives: dict[str, Callable[[], float]]) -> dict[st
     return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
-def timed(run: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
-    started = perf_counter()
-    run()
-    return perf_counter() - started
-
-
 class EpochTimer(SupervisedPlugin):
     """Seconds of every training epoch, without what comes before and after it."""
 

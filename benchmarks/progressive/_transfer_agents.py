@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.harness.experiment import Context, differing, plain_settings, write_atomically
+from benchmarks.harness.experiment import Context, differing, plain_settings
+from benchmarks.harness.files import remove_events, write_atomically
+from benchmarks.harness.unfinished import read_found, readable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +56,7 @@ class AgentSettings:
     """Steps of each before they are learnt from."""
     minibatches: int = 4
     """Updates for a rollout, each with another share of its states, drawn at random."""
-    optimizer: str = "adam"
+    optimizer: Literal["adam", "rmsprop"] = "adam"
     """Optimizer: adam (eps 1e-5), or rmsprop (decay 0.99)."""
     lr: float = 5e-4
     """Learning rate."""
@@ -168,7 +170,7 @@ class Transfer:
         found: dict[str, dict[str, Any]] = {}
         if checkpoint is not None:
             if self.context.resume:
-                found = json.loads(checkpoint.read_text())
+                found = read_found(checkpoint)
             else:
                 for old in checkpoint.parent.glob(f"{checkpoint.name}.*"):
                     old.unlink()
@@ -327,7 +329,8 @@ class Transfer:
         benchmark = rl_benchmark(tasks, steps=settings.steps)
         label = len(sequence) - 1
         if begun is not None and resume:
-            load_checkpoint(strategy, begun)
+            with readable(begun):
+                load_checkpoint(strategy, begun)
         strategy.train(benchmark.train_stream[label])
         strategy.eval(benchmark.test_stream[label])
         curve = learning_curves(strategy).get(label, [])
@@ -370,8 +373,7 @@ class Transfer:
         """Return the context of one training: its checkpoint, its own TensorBoard folder, its part of the job's bar."""
         logdir = None if self.context.logdir is None else self.context.logdir / name
         if logdir is not None and not resume:
-            for old in logdir.glob("events.out.tfevents.*"):
-                old.unlink()
+            remove_events(logdir)
 
         def progress(done: int, total: int, text: str = "") -> None:
             part = 1000 * (self.done + done / max(1, total))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.experiment import Run
-from benchmarks.harness.papers import paper
+from benchmarks.harness.papers import in_paper, paper
 from benchmarks.progressive._transfer_cells import (
     ARMS,
     SOURCES,
@@ -66,7 +66,9 @@ def soup_figure(runs: Sequence[Run], look: Look = Look()) -> Figure:
     ours, theirs = top.subplots(1, 2, sharey=True)
     matrix = {arm: mean_transfers(runs, arm) for arm in ARMS[1:]}
     printed = {
-        arm: {(source, target): v for source, row in numbers[arm].items() for target, v in row.items()}
+        arm: {
+            (source, target): v for source, row in (in_paper(numbers, arm) or {}).items() for target, v in row.items()
+        }
         for arm in ARMS[1:]
     }
     transfer_matrix(ours, matrix, "transfer, measured")

@@ -8,7 +8,7 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks.harness.experiment import Row, Run
-from benchmarks.harness.papers import paper
+from benchmarks.harness.papers import in_paper, paper
 from benchmarks.progressive._transfer_cells import (
     SOURCES,
     TARGETS,
@@ -148,15 +148,16 @@ def _printed_mean(runs: Sequence[Run], arm: str) -> float:
 
 def _matrix_row(runs: Sequence[Run], arm: str, source: str) -> Row:
     """Mean over targets of one row of the transfer matrix; its cells in the note."""
-    printed = paper("progressive")["soup"][arm][source]
+    theirs = in_paper(paper("progressive"), "soup", arm, source) or {}
     found = {target: score for (s, target), score in mean_transfers(runs, arm).items() if s == source}
-    cells_text = ", ".join(f"{t} {v:.2f} ({printed[t]:.2f})" for t, v in found.items())
+    cells_text = ", ".join(f"{t} {v:.2f}" + (f" ({theirs[t]:.2f})" if t in theirs else "") for t, v in found.items())
+    shown = [score for target, score in theirs.items() if not found or target in found]
     return mean_row(
         runs,
         arm,
         f"transfer from {source}",
         value=lambda run: fmean(v for (s, _), v in transfers(run, runs).items() if s == source),
-        paper=round(fmean(score for target, score in printed.items() if not found or target in found), 2),
+        paper=round(fmean(shown), 2) if shown else None,
         note=f"ours (paper, clipped at 2): {cells_text}" if cells_text else "",
     )
 

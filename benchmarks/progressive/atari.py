@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.harness.experiment import Context, Experiment, Row, Run
 from benchmarks.progressive._transfer_agents import AgentSettings, arms_with_pairs, available
@@ -71,7 +71,7 @@ SOURCES = {
 class Settings(AgentSettings):
     """Atari games."""
 
-    data: str = "atari"
+    data: Literal["atari"] = "atari"
     """The games' collection."""
     targets: tuple[str, ...] = ("boxing",)
     """Games to learn as targets, by ALE's names."""

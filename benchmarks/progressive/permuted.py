@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.harness.experiment import Context, Experiment, Row, Run
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
 from benchmarks.harness.search import search_jobs, split_name
 from benchmarks.progressive._rows import best_lambda, method_rows
 
@@ -32,7 +32,7 @@ ARMS = ("progressive", "linear", "independent", "finetune", "ewc", "avalanche-pn
 class Settings:
     """Permuted MNIST, one head a task."""
 
-    data: str = "mnist"
+    data: ImageData = "mnist"
     """Data set: mnist or digits."""
     tasks: int = 10
     """Number of permutations."""
@@ -42,7 +42,7 @@ class Settings:
     """Epochs on each task."""
     batch_size: int = 128
     """Images in a mini-batch."""
-    optimizer: str = "adam"
+    optimizer: Literal["sgd", "adam"] = "adam"
     """Optimizer: sgd or adam."""
     lr: float = 1e-3
     """Learning rate."""
@@ -56,7 +56,7 @@ class Settings:
     """Lambdas searched for EWC."""
     validation: int = 5000
     """Training images held out."""
-    evaluate: str = "test"
+    evaluate: Literal["test", "valid"] = "test"
     """Stream to measure on: test, or valid for choosing settings."""
 
 

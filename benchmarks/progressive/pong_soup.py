@@ -37,7 +37,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.harness.experiment import Context, Experiment, Row, Run
 from benchmarks.progressive._transfer_agents import AgentSettings, arms_with_pairs, available
@@ -59,7 +59,7 @@ ORDER = (("progressive2", "baseline1"), ("progressive2", "baseline2"))
 class Settings(AgentSettings):
     """Variants of Pong."""
 
-    data: str = "pong"
+    data: Literal["pong"] = "pong"
     """The game."""
     targets: tuple[str, ...] = ("hflip",)
     """Variants to learn as targets: base, black, hflip, hvflip, noisy, vflip, white, zoom."""
@@ -163,7 +163,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             paper=None if to_goal is None else to_goal / 1e6,
             note="of an epoch's episodes; nan: not reached in some run",
         ),
-        *table1_rows(runs, {arm: numbers["table1"]["soup"][arm] for arm in has}),
+        *table1_rows(runs, {arm: own for arm, own in numbers["table1"]["soup"].items() if arm in has}),
         *order_rows(runs, ORDER),
         *matrix_rows(runs, {arm: [s for s in SOURCES[arm] if "+".join(s) in read] for arm in has}),
     ]

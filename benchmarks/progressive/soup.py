@@ -27,9 +27,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.harness.experiment import Context, Experiment, Row, Run, write_atomically
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
+from benchmarks.harness.files import write_atomically
+from benchmarks.harness.unfinished import read_found
 from benchmarks.progressive._transfer_cells import ARMS, SOURCES, TARGETS, source_name
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ TARGET_SEED = 10_000
 class Settings:
     """Eight variants of MNIST."""
 
-    data: str = "mnist"
+    data: ImageData = "mnist"
     """Data set: mnist or digits."""
     targets: tuple[str, ...] = TARGETS
     """Variants to learn as targets."""
@@ -69,7 +71,7 @@ class Settings:
     """Epochs from one point of a learning curve to the next."""
     batch_size: int = 25
     """Images in a mini-batch."""
-    optimizer: str = "adam"
+    optimizer: Literal["sgd", "adam"] = "adam"
     """Optimizer: sgd or adam."""
     lr: float = 1e-3
     """Learning rate."""
@@ -81,7 +83,7 @@ class Settings:
     """Test images, the same for all seeds."""
     analysis: int = 250
     """How many of them the sensitivities are measured on."""
-    evaluate: str = "test"
+    evaluate: Literal["test", "valid"] = "test"
     """Stream to measure on: test, or valid for choosing settings."""
 
 
@@ -94,7 +96,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     arrays = load_arrays(settings.data, context)
     found: dict[str, dict[str, Any]] = {}
     if context.resume and context.checkpoint is not None:
-        found = json.loads(context.checkpoint.read_text())
+        found = read_found(context.checkpoint)
     pairs = [(source, target) for source in SOURCES[arm] for target in settings.targets if target not in source]
     nets: dict[tuple[str, ...], Any] = {}
     for done, (source, target) in enumerate(pairs):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.experiment import Context, Experiment, Row, Run
+from benchmarks.harness.experiment import Context, Experiment, ImageData, Row, Run
 from benchmarks.report.table import mean_row
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ KEEP = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05, 0.0)
 class Settings:
     """Four variants of MNIST, one column each."""
 
-    data: str = "mnist"
+    data: ImageData = "mnist"
     """Data set: mnist or digits."""
     maps: tuple[int, int] = (12, 12)
     """Feature maps of the two convolutions of a column."""

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
+import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.harness.experiment import (
-    SCALES,
-    Row,
-    Run,
-    differing,
-    write_atomically,
-)
+from benchmarks.harness.experiment import Row, Run
+from benchmarks.harness.files import check_folder, write_atomically
 from benchmarks.harness.jobs import RESULTS, ROOT
+from benchmarks.harness.names import counted
 from benchmarks.harness.registry import experiment_names, find_experiment
-from benchmarks.report.readme import summary, write_readme
+from benchmarks.harness.stored import load_runs, made_of, rows_of, smoke_only
+from benchmarks.report.formats import COLUMNS, FORMS, cells, rich_table
+from benchmarks.report.readme import readme_with, summary
+from benchmarks.report.table import measured
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 README = ROOT / "README.md"
 HEADER = """# Results
@@ -33,35 +36,6 @@ single arm is met when the mean over at least 3 seeds reaches it, and undecided 
 two arms, over the seeds both have, is met or missed when its 95 % t interval says so and else undecided. Accuracies are
 fractions of the test set unless a row says otherwise.
 """
-
-
-def load_runs(results: Path) -> dict[tuple[str, str], list[Run]]:
-    """All runs below `results` by experiment and scale (without smoke runs), arms and seeds in order."""
-    found: dict[tuple[str, str], list[Run]] = {}
-    for name in experiment_names():
-        for scale in SCALES[1:]:
-            runs = load_scale(results, name, scale)
-            if runs:
-                found[name, scale] = runs
-    return found
-
-
-def load_scale(results: Path, name: str, scale: str) -> list[Run]:
-    """Runs of one experiment at one scale, by arm and seed; a ValueError names settings in which they differ."""
-    paths = sorted((results / name / scale).glob("*.json"))
-    runs = [Run.load(path) for path in paths]
-    for path, run in zip(paths, runs, strict=True):
-        if other := differing(run.conditions, runs[0].conditions):
-            raise ValueError(
-                f"{path} and {paths[0].name} were measured with different settings ({', '.join(other)}), which one "
-                "table must not mix; measure one of them again with --overwrite, or keep them apart with --out"
-            )
-    return sorted(runs, key=lambda run: (run.arm, run.seed))
-
-
-def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Rows of the runs of one experiment at one scale."""
-    return find_experiment(runs[0].experiment).rows(runs)
 
 
 def results_text(found: dict[tuple[str, str], list[Run]]) -> str:
@@ -90,7 +64,11 @@ def _section(name: str, scale: str, runs: Sequence[Run], rows: Sequence[Row]) ->
     lines = [f"\n## {find_experiment(name).title}\n", f"`{name}`, scale `{scale}`, data: {_all(runs, 'data')}\n"]
     lines.append("| arm | metric | paper | measured | seeds | target | met | minutes | deviation |")
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
+    for row in rows:
+        texts = [text.replace("|", "\\|") for text in cells(row)]
+        if row.met == "missed":
+            texts[COLUMNS.index("met")] = "**missed**"
+        lines.append(f"| {' | '.join(texts)} |")
     lines.append(f"\n![{name}]({figure_name(name, scale)})\n")
     lines.append(f"{_method(find_experiment(name).description)}\n")
     lines.append(f"Settings: {_settings(runs[0])}.\n")
@@ -113,72 +91,63 @@ def _method(description: str) -> str:
     return " ".join(text.split()).replace(" Deviations:", "\n\nDeviations:")
 
 
-def cells(row: Row) -> list[str]:
-    """A row as text: arm, metric, paper, measured, seeds, target, met, minutes, deviation."""
-    return [
-        row.arm,
-        row.metric,
-        "" if row.paper is None else number(row.paper),
-        measured(row),
-        str(row.seeds),
-        row.target or "",
-        f"**{row.met}**" if row.met == "missed" else row.met or "",
-        "" if row.minutes is None else f"{row.minutes:.1f}",
-        row.note,
-    ]
-
-
-def measured(row: Row) -> str:
-    """Mean ± standard error, or that there is none."""
-    if row.mean is None:
-        return "not run"
-    return number(row.mean) if row.stderr is None else f"{number(row.mean)} ± {row.stderr:.2g}"
-
-
-def number(value: float) -> str:
-    """Four digits; what is exactly nothing shows it."""
-    return f"{value:.4g}" if value else "0.0000"
-
-
 def figure_name(name: str, scale: str) -> str:
     """File of an experiment's figure; the cpu scale has the plain name."""
     return f"{name}.png" if scale == "cpu" else f"{name}-{scale}.png"
 
 
-def rich_table(rows: Sequence[Row], title: str) -> Table:
-    """Rows for the terminal."""
-    table = Table(title=title, title_justify="left")
-    for column in ("arm", "metric", "paper", "measured", "seeds", "target", "met", "minutes"):
-        table.add_column(column, justify="left" if column in ("arm", "metric") else "right", overflow="fold")
-    colours = {"met": "green", "missed": "red", "undecided": "yellow"}
-    for row in rows:
-        texts = cells(row)[:8]
-        if row.met:
-            texts[6] = f"[{colours[row.met]}]{row.met}[/]"
-        table.add_row(*texts)
-    return table
-
-
-def report(results: Path, *, as_json: bool, console: Console) -> int:
-    """Print every row; unless `as_json`, also write RESULTS.md and the figures into `results`."""
+def report(results: Path, *, out: Path, console: Console) -> int:
+    """Print every row, and write RESULTS.md and the figures into `out`; nothing where anything is wrong."""
     found = load_runs(results)
-    if as_json:
-        rows = [dataclasses.asdict(row) for runs in found.values() for row in rows_of(runs)]
-        print(json.dumps(rows, indent=1))
-        return 0
     if not found:
-        console.print(f"No runs in {results}; `python -m benchmarks run NAME` makes some.", highlight=False)
+        console.print(nothing_found(results), highlight=False)
         return 0
+    check_folder(out, "--out")
+    files: dict[Path, bytes] = {}
     for (name, scale), runs in found.items():
-        console.print(rich_table(rows_of(runs), f"{name}, {scale} ({runs[0].data})"))
-        figure = find_experiment(name).figure(runs)
-        figure.savefig(results / figure_name(name, scale), dpi=120, metadata={"Software": None})
-    write_atomically(results / "RESULTS.md", results_text(found).encode())
-    console.print(f"Wrote {results / 'RESULTS.md'} and {len(found)} figures.", highlight=False)
-    if results.resolve() == RESULTS.resolve():
-        write_readme(README, summary((row for runs in found.values() for row in rows_of(runs)), RESULTS / "perf.json"))
+        draw = partial(_png, find_experiment(name).figure)
+        files[out / figure_name(name, scale)] = made_of(runs, results, "the figure", draw)
+    rows = {key: rows_of(runs, results) for key, runs in found.items()}
+    files[out / "RESULTS.md"] = results_text(found).encode()
+    if out.resolve() == results.resolve() == RESULTS.resolve():
+        every = (row for some in rows.values() for row in some)
+        files[README] = readme_with(README, summary(every, RESULTS / "perf.json")).encode()
+    for (name, scale), some in rows.items():
+        console.print(rich_table(some, f"{name}, {scale} ({found[name, scale][0].data})"))
+    for name in smoke_only(results):
+        console.print(f"{name}: only smoke runs found, which are no results.", highlight=False)
+    for path, content in files.items():
+        write_atomically(path, content)
+    figures = counted(len(found), "figure")
+    console.print(f"Wrote {out / 'RESULTS.md'} and {figures}.", highlight=False, soft_wrap=True)
+    if README in files:
         console.print("Wrote the results section of README.md.", highlight=False)
     return 0
+
+
+def print_rows(results: Path, form: str, console: Console) -> int:
+    """Print every row in one of `FORMS`, and write nothing; why there are none is said on `console`."""
+    found = load_runs(results)
+    if not found:
+        console.print(nothing_found(results), highlight=False)
+    print(FORMS[form]([row for runs in found.values() for row in rows_of(runs, results)]))
+    return 0
+
+
+def nothing_found(results: Path) -> str:
+    """Say why there is nothing to report."""
+    if smoke := smoke_only(results):
+        return (
+            f"Only smoke runs found in {results} ({', '.join(smoke)}), which are no results; "
+            "`python -m benchmarks run NAME` makes some."
+        )
+    return f"No runs in {results}; `python -m benchmarks run NAME` makes some."
+
+
+def _png(figure: Callable[[Sequence[Run]], Figure], runs: Sequence[Run]) -> bytes:
+    content = io.BytesIO()
+    figure(runs).savefig(content, format="png", dpi=120, metadata={"Software": None})
+    return content.getvalue()
 
 
 def _all(runs: Sequence[Run], field: str) -> str:

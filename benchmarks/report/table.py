@@ -1,4 +1,4 @@
-"""Rows of a table from runs: means with standard errors, paired comparisons, and whether a target is met."""
+"""Rows of a table from runs: means with standard errors, paired comparisons, whether a target is met; their text."""
 
 from __future__ import annotations
 
@@ -85,6 +85,18 @@ def target_text(target: Target) -> str:
     if target[0] == "within":
         return f"{target[1]:g} ± {target[2]:g}"  # type: ignore[misc]
     return f"{'≥' if target[0] == '>=' else '≤'} {target[1]:g}"
+
+
+def measured(row: Row) -> str:
+    """Mean ± standard error, or that there is none."""
+    if row.mean is None:
+        return "not run"
+    return number(row.mean) if row.stderr is None else f"{number(row.mean)} ± {row.stderr:.2g}"
+
+
+def number(value: float) -> str:
+    """Four digits; what is exactly nothing shows it."""
+    return f"{value:.4g}" if value else "0.0000"
 
 
 def _deviation(numbers: Sequence[float]) -> float:

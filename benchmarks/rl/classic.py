@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.harness.experiment import Context, Experiment, Row, Run
 from benchmarks.harness.search import best, edge_note, search_jobs, split_name, tried
@@ -42,7 +42,7 @@ ARMS = ("single", "finetune", "ewc", "progressive")
 class Settings:
     """A stream of CartPoles."""
 
-    data: str = "cartpole"
+    data: Literal["cartpole"] = "cartpole"
     """The environment."""
     steps: int = 150_000
     """Agent steps in each task."""

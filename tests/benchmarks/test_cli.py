@@ -1,5 +1,6 @@
 """Each command line once, in a subprocess, at smoke scale."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -191,6 +192,85 @@ def test_ctrl_c_stops_cleanly_and_resume_goes_on(tmp_path, jobs):
     whole = experiment.measure(type(experiment.scales["smoke"])(**run.settings), "ewc", 0, Context())
     assert run.measurements["signal"] == whole["signal"].tolist()
     assert run.measurements["noise"] == whole["noise"].tolist()
+
+
+LONG = (
+    "run",
+    "ewc-patterns",
+    "--scale",
+    "smoke",
+    "--n",
+    "300",
+    "--simulations",
+    "4000",
+    "--chunk",
+    "4",
+    "--arms",
+    "ewc",
+)
+"""More than a minute, saved every fraction of a second."""
+
+
+def started(*arguments):
+    return subprocess.Popen(
+        [*PYTHON, *map(str, arguments)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that a test that fails can end the workers, too
+    )
+
+
+def wait_for(found, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not found() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    assert found(), process.communicate(timeout=10)
+
+
+def test_two_runs_in_one_folder_and_what_a_killed_one_leaves(tmp_path):
+    """The second is refused with the first one's number; killed, the first takes its workers along, and is resumed."""
+    arguments = [*LONG, "--seeds", "2", "--jobs", "2", "--threads", "1", "--logdir", tmp_path]
+    unfinished = tmp_path / "unfinished" / "ewc-patterns" / "smoke"
+    first = started(*arguments)
+    try:
+        wait_for(lambda: len(list(unfinished.glob("*.pt"))) == 2, first)
+        for folders in (
+            (),
+            ("--out", tmp_path / "other"),
+            ("--logdir", tmp_path / "other", "--out", tmp_path / "smoke"),
+        ):
+            for more in ((), ("--resume",)):
+                second = command(*arguments, *folders, *more)
+                assert second.returncode == 2, second.stdout
+                assert f"is in use by process {first.pid} on " in second.stderr
+                assert "--out and --logdir" in second.stderr
+                assert len(second.stderr.splitlines()) == 1
+        assert first.poll() is None
+        first.kill()
+        first.communicate(timeout=60)
+        time.sleep(2)  # workers look every half second
+        left = {path: path.read_bytes() for path in unfinished.iterdir()}
+        time.sleep(2)
+        assert {path: path.read_bytes() for path in unfinished.iterdir()} == left, "a worker goes on"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)
+    assert len([path for path in left if path.suffix == ".pt"]) == 2
+
+    again = started(*arguments, "--resume")
+    try:
+        wait_for(lambda: any(path.read_bytes() != left[path] for path in left if path.suffix == ".pt"), again)
+        again.send_signal(signal.SIGINT)
+        stdout, stderr = again.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(again.pid, signal.SIGKILL)
+    assert again.returncode == 130, stdout + stderr
+    assert "Going on with 2 unfinished jobs." in stdout
+    assert not list(tmp_path.rglob(".lock")), "who ends by himself leaves no lock"
 
 
 def test_a_failing_job_is_named_and_gives_status_1(tmp_path):

@@ -1,8 +1,11 @@
 """RESULTS.md from stored runs: the same each time, with every miss named."""
 
+import csv
 import dataclasses
 import io
 import json
+import math
+import re
 
 import numpy as np
 import pytest
@@ -14,8 +17,10 @@ from benchmarks.ewc.patterns import Settings, measure, rate, slope
 from benchmarks.harness.experiment import Context, Run, plain_settings
 from benchmarks.harness.jobs import RESULTS
 from benchmarks.harness.registry import find_experiment
-from benchmarks.report.readme import END, START, summary, write_readme
-from benchmarks.report.results import README, load_runs, report, results_text, rows_of
+from benchmarks.harness.stored import load_runs, rows_of
+from benchmarks.report.formats import as_csv, as_json, as_latex, rich_table
+from benchmarks.report.readme import END, START, readme_with, summary
+from benchmarks.report.results import README, report, results_text
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +61,38 @@ def test_results_are_the_same_each_time_and_name_misses(results):
     assert "commit abc" in text
 
 
-def test_report_writes_the_file_and_the_figure(results):
-    screen = io.StringIO()
-    assert report(results, as_json=False, console=Console(file=screen, width=160)) == 0
-    assert (results / "RESULTS.md").read_text() == results_text(load_runs(results))
-    assert (results / "ewc-patterns.png").read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize("apart", [False, True])
+def test_report_writes_the_file_and_the_figure(results, tmp_path, apart):
+    screen, out = io.StringIO(), tmp_path / "new" / "out" if apart else results
+    before = sorted(results.rglob("*"))
+    assert report(results, out=out, console=Console(file=screen, width=160)) == 0
+    assert (out / "RESULTS.md").read_text() == results_text(load_runs(results))
+    assert (out / "ewc-patterns.png").read_bytes().startswith(b"\x89PNG")
     assert "missed" in screen.getvalue()
+    assert f"Wrote {out / 'RESULTS.md'} and 1 figure." in screen.getvalue()
+    if apart:
+        assert sorted(results.rglob("*")) == before
+        assert sorted(path.name for path in out.iterdir()) == ["RESULTS.md", "ewc-patterns.png"]
+
+
+def test_report_refuses_a_folder_that_it_cannot_write_to(results, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(["report", "--results", str(results), "--out", str(tmp_path / "file")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == (
+        f"error: --out: {tmp_path / 'file'} cannot be written to ({tmp_path / 'file'} is no folder); choose another\n"
+    )
+    assert printed.out == ""
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"threads": 1, "rounds": 1, "lines": [{}]}'])
+def test_damaged_numbers_on_speed_are_named(results, tmp_path, content):
+    rows = rows_of(load_runs(results)["ewc-patterns", "cpu"])
+    perf = tmp_path / "perf.json"
+    perf.write_text(content)
+    with pytest.raises(ValueError, match=rf"^{perf} is not what `python -m benchmarks perf` writes .* run that again"):
+        summary(rows, perf)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +113,7 @@ def test_runs_with_different_settings_or_data_are_not_averaged(results, tmp_path
 
 
 def test_report_as_json_prints_every_row(results, capsys):
-    assert report(results, as_json=True, console=Console()) == 0
+    assert main(["report", "--json", "--results", str(results)]) == 0
     printed = json.loads(capsys.readouterr().out)
     expected = [dataclasses.asdict(row) for runs in load_runs(results).values() for row in rows_of(runs)]
     assert printed == expected
@@ -90,6 +121,57 @@ def test_report_as_json_prints_every_row(results, capsys):
         *("experiment", "arm", "metric", "paper", "target", "mean", "stderr", "seeds", "scale", "data"),
         *("minutes", "met"),
     }
+
+
+def test_report_as_csv_prints_every_row(results, capsys):
+    assert main(["report", "--csv", "--results", str(results)]) == 0
+    printed = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    expected = [dataclasses.asdict(row) for runs in load_runs(results).values() for row in rows_of(runs)]
+    assert printed == [{k: "" if v is None else str(v) for k, v in row.items()} for row in expected]
+    assert len(printed) == 4
+
+
+def test_report_as_latex_prints_a_table_for_each_experiment(results, capsys):
+    assert main(["report", "--latex", "--results", str(results)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == ["% ewc-patterns, cpu", r"\begin{tabular}{llrrrlrr}", r"\toprule", lines[3]]
+    assert lines[3] == r"arm & metric & paper & measured & seeds & target & met & minutes \\"
+    assert lines[5] == r"ewc & log-log slope of SNR & -0.5 & -0.8 $\pm$ 0 & 2 & -0.5 $\pm$ 0.05 & missed & 1.5 \\"
+    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
+    assert main(["report", "--latex"]) == 0
+    everything = capsys.readouterr().out
+    assert everything.isascii(), "a sign that LaTeX may not know"
+    for line in everything.splitlines():
+        if line.endswith(r"\\"):
+            assert len(re.findall(r"(?<!\\)&", line)) == 7
+            assert not re.search(r"(?<!\\)[%#_]", line)
+
+
+def test_signs_that_mean_something_to_latex_or_a_terminal_are_shown(results):
+    row = dataclasses.replace(
+        rows_of(load_runs(results)["ewc-patterns", "cpu"])[0], arm="[red]a_b", metric="5 % & #~^\\{}"
+    )
+    assert r"{[}red]a" not in as_latex([row])
+    assert r"[red]a\_b & 5 \% \& \#\textasciitilde{}\textasciicircum{}\textbackslash{}\{\} & -0.5" in as_latex([row])
+    screen = io.StringIO()
+    Console(file=screen, width=160).print(rich_table([row], "title"))
+    assert "[red]a_b" in screen.getvalue()
+
+
+def test_numbers_that_are_not_finite_are_null_in_json_and_empty_in_csv(results):
+    row = dataclasses.replace(rows_of(load_runs(results)["ewc-patterns", "cpu"])[0], mean=math.nan, stderr=math.inf)
+    (printed,) = json.loads(as_json([row]), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (printed["mean"], printed["stderr"], printed["paper"]) == (None, None, -0.5)
+    (line,) = csv.DictReader(io.StringIO(as_csv([row])))
+    assert (line["mean"], line["stderr"], line["paper"]) == ("", "", "-0.5")
+
+
+def test_only_one_form_at_a_time(capsys):
+    for pair in (("--json", "--csv"), ("--latex", "--out", "x")):
+        with pytest.raises(SystemExit) as ended:
+            main(["report", *pair])
+        assert ended.value.code == 2
+        assert "not allowed with argument" in capsys.readouterr().err
 
 
 def test_the_committed_report_is_what_the_committed_runs_give():
@@ -163,9 +245,7 @@ def test_the_readmes_results_are_what_the_committed_runs_give():
 def test_the_readme_section_is_replaced_and_the_rest_kept(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    write_readme(readme, "new")
-    assert readme.read_text() == f"before\n{START}\n\nnew\n\n{END}\nafter\n"
+    assert readme_with(readme, "new") == f"before\n{START}\n\nnew\n\n{END}\nafter\n"
     readme.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the lines"):
-        write_readme(readme, "new")
-    assert readme.read_text() == "no marks"
+        readme_with(readme, "new")

@@ -12,7 +12,7 @@ from avalanche.models import IncrementalClassifier
 from checkpoint_cases import benchmark, build, differences, outcome, train_and_evaluate
 from torch import nn
 
-from avl_plugins import checkpoint
+from avl_plugins.checkpoint import file as checkpoint
 from avl_plugins.checkpoint.file import load_checkpoint, save_checkpoint
 from avl_plugins.checkpoint.strategy_state import random_to_plain
 

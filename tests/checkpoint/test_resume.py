@@ -21,7 +21,7 @@ from checkpoint_cases import (
 )
 from torch import nn
 
-from avl_plugins import checkpoint
+from avl_plugins.checkpoint import file as checkpoint
 from avl_plugins.checkpoint.file import load_checkpoint, save_checkpoint
 from avl_plugins.checkpoint.resume import CheckpointEvery, Resumable, phase
 from avl_plugins.data.loading import InMemoryLoaderPlugin

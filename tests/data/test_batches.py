@@ -60,7 +60,7 @@ def test_samples_are_chosen_among_those_to_come(batch_size: int | None) -> None:
 
 
 def test_wrong_use_is_named_before_anything_is_read() -> None:
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match=r"batch_size must be an integer >= 1, or None for .*, got 0"):
         batches_in_memory([(1, 2)], 0)
     with pytest.raises(ValueError, match="is empty"):
         batches_in_memory([], None)

@@ -1,6 +1,5 @@
 """What the new head reads, computed once: the same training, and computed as ever where it would not be the same."""
 
-import copy
 import logging
 
 import pytest
@@ -12,10 +11,11 @@ from den_cases import build, conv
 from torch import nn
 
 from avl_plugins import InMemoryLoaderPlugin
-from avl_plugins.data.loading import TensorLoader
+from avl_plugins.data.serving import TensorLoader
 from avl_plugins.den.head_inputs import head_inputs
 from avl_plugins.den.network import DynamicallyExpandableNetwork
-from avl_plugins.den.phases import add_squares
+from avl_plugins.den.phases import HEAD
+from avl_plugins.den.steps import add_squares
 
 
 def images(dtype=torch.float64):
@@ -32,7 +32,7 @@ def trained(plugins=(), net=None, after=(), **options):
 
     class Count(SupervisedPlugin):
         def before_forward(self, strategy, **kwargs):
-            counting[0] = strategy.den.step == "head"
+            counting[0] = strategy.den.phase is HEAD
 
         def after_forward(self, strategy, **kwargs):
             counting[0] = False
@@ -110,7 +110,7 @@ def test_random_layers_and_other_loaders_are_computed(caplog):
     assert "the batches do not come from InMemoryLoaderPlugin" in caplog.text
     strategy, steps, _ = trained([InMemoryLoaderPlugin()], cache_bytes=1000)
     assert steps == 3 * len(strategy.den._losses)
-    assert f"cache_bytes: 40 samples take {40 * 9 * 8} bytes, more than 1000" in caplog.text
+    assert f"cache_bytes: the features of 40 samples take {40 * 9 * 8} bytes, more than 1000" in caplog.text
 
 
 def test_features_belong_to_the_latest_batch():
@@ -122,11 +122,13 @@ def test_features_belong_to_the_latest_batch():
     assert found.latest() is None
     for (batch,) in loader:
         given = found.latest()
-        assert torch.allclose(given.of(batch), net.features(batch, 1), atol=1e-6)
+        assert torch.allclose(given.of(batch)[0], net.features(batch, 1), atol=1e-6)
         assert given.of(batch.clone()) is None
-        net.given = given
-        assert torch.equal(net(batch, 1), net.head_of(1)(given.features))
-        assert torch.equal(net(batch, 0), net.head_of(0)(copy.deepcopy(net).features(batch, 0))), "the newest task's"
+        old = net(batch, 0)
+        with net.given_features(given):
+            assert torch.equal(net(batch, 1), net.head_of(1)(given.features[0]))
+            assert torch.equal(net(batch, 0), old), "they are the newest task's"
+        assert torch.allclose(net.features(batch, 1), given.features[0], atol=1e-6)
         batch.mul_(2)
         assert given.of(batch) is None
     assert found.latest() is None

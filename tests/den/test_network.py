@@ -24,15 +24,14 @@ def test_growth_changes_no_old_output(kind):
     before = copies(net)
     add_units(net, COUNTS[kind])
     assert torch.equal(net(x, 0), first)
-    net.stand_in = NewUnits(net, COUNTS[kind])
-    assert torch.allclose(net.stand_in(net.before(x)), net.head_of(1)(net.features(x, 1)), atol=1e-6)
+    net.put_in_place(NewUnits(net, COUNTS[kind]))
+    assert torch.allclose(net.stand_in(net, x), net.head_of(1)(net.features(x, 1)), atol=1e-6)
     with torch.no_grad():
         for parameter in net.stand_in.parameters():
             parameter += torch.randn_like(parameter)
     trained = net(x, 1)
     assert torch.equal(net(x, 0), first)
-    net.stand_in.write_back()
-    net.stand_in = None
+    net.write_back()
     assert torch.allclose(net(x, 1), trained, atol=1e-5)
     assert torch.equal(net(x, 0), first)
     split_units(net, [torch.tensor([1, 3])] * len(COUNTS[kind]), before)
@@ -119,7 +118,7 @@ def test_single_task_networks_give_the_same(kind, stamps):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_state_fills_a_fresh_network(kind):
     net, x = grown(kind, COUNTS[kind], tasks=3)
-    net.stand_in = NewUnits(net, COUNTS[kind])
+    net.put_in_place(NewUnits(net, COUNTS[kind]))
     fresh = NETWORKS[kind]().eval()
     random = torch.get_rng_state()
     fresh.load_state_dict(net.state_dict())
@@ -170,7 +169,7 @@ def test_unseen_tasks():
 
 def test_bad_bodies():
     for body, text in (
-        (nn.Linear(3, 2), "expected an nn.Sequential, got Linear"),
+        (nn.Linear(3, 2), "body must be an nn.Sequential, .*got Linear"),
         (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), "BatchNorm1d has parameters or buffers and cannot grow"),
         (nn.Sequential(nn.LSTM(3, 2)), "LSTM has parameters"),
     ):
@@ -184,11 +183,8 @@ def test_bad_bodies():
     ):
         with pytest.raises(ValueError, match=text):
             DynamicallyExpandableNetwork(body)
-    with pytest.raises(ValueError, match="features: expected a multiple of the last layer's 6 units, got 20"):
+    with pytest.raises(ValueError, match="features must be a multiple of the last layer's 6 units, got 20"):
         DynamicallyExpandableNetwork(nn.Sequential(nn.Conv2d(3, 6, 3)), features=20)
-    for name, value in {"head": "sigmoid", "unseen": "guess"}.items():
-        with pytest.raises(ValueError, match=f'{name}: expected "'):
-            mlp(**{name: value})
 
 
 def test_bad_tasks():
@@ -198,7 +194,7 @@ def test_bad_tasks():
         net.add_task(0, 2)
     with pytest.raises(ValueError, match='"binary" tells the classes 0 and 1, and the task 1 has'):
         net.add_task(1, 3)
-    with pytest.raises(ValueError, match="counts: expected 2 numbers"):
+    with pytest.raises(ValueError, match="counts must be 2 numbers"):
         add_units(net, (1,))
     assert conv().head_positions == 1
     assert all_conv().head_positions == 4

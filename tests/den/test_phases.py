@@ -1,22 +1,20 @@
 """The maths of DEN's phases: proximal steps, selection, sub-networks, drift and duplication, in numbers."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from den_cases import NETWORKS, SHAPES, copies, grown, mlp
+from den_cases import NETWORKS, SHAPES, copies, grown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from avl_plugins.den.drift import anchors, drift_penalty, pull_back_
-from avl_plugins.den.duplication import drifted_units, drifts, split_units
+from avl_plugins.den.duplication import drifted_units, drifts
 from avl_plugins.den.expansion import add_units, empty_units
 from avl_plugins.den.network import DynamicallyExpandableNetwork
-from avl_plugins.den.phases import proximal_step
 from avl_plugins.den.proximal import group_soft_threshold, shrink_groups, soft_threshold
 from avl_plugins.den.selection import select_units
 from avl_plugins.den.stand_in import NewUnits, Selected
+from avl_plugins.den.steps import proximal_step
 
 
 def test_soft_threshold():
@@ -99,7 +97,7 @@ def test_selection_from_all_outputs_and_its_tolerance():
     positions = [1, 1]
     assert [own.tolist() for own in select_units(head, weights, positions=positions)] == [[0, 2]] * 3
     assert [own.tolist() for own in select_units(head, weights, positions=positions, tolerance=1e-2)] == [[2]] * 3
-    with pytest.raises(ValueError, match="tolerance: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match="tolerance must be a number >= 0, got -1"):
         select_units(head, weights, positions=positions, tolerance=-1)
 
 
@@ -125,8 +123,7 @@ def test_a_sub_network_is_what_the_whole_is(kind):
     assert 0 < sum(len(own) for own in units[1:]) < sum(layer.units for layer in net.hidden) or kind != "mlp"
     whole = net.head_of(1)(net.features(x, 1))
     whole.square().sum().backward()
-    sub = Selected(net, units)
-    net.stand_in = sub
+    sub = net.put_in_place(Selected(net, units))
     assert torch.allclose(net(x, 1), whole, atol=1e-6)
     net(x, 1).square().sum().backward()
     rows = units[1]
@@ -137,15 +134,14 @@ def test_a_sub_network_is_what_the_whole_is(kind):
         for parameter in sub.parameters():
             parameter.add_(1.0)
     trained = net(x, 1)
-    sub.write_back()
-    net.stand_in = None
+    net.write_back()
     changed = {name: (p - before[name]) for name, p in net.named_parameters()}
     for name, change in changed.items():
         assert set(change.flatten().round(decimals=4).tolist()) <= {0.0, 1.0}, name
     inside = torch.zeros_like(changed["layers.0.layer.weight"], dtype=torch.bool)
     inside[rows[:, None], units[0][None]] = True
     assert (changed["layers.0.layer.weight"][~inside] == 0).all()
-    assert torch.allclose(Selected(net, units)(x), trained, atol=1e-4)
+    assert torch.allclose(Selected(net, units)(net, x), trained, atol=1e-4)
 
 
 def test_drifts_are_of_incoming_weights():
@@ -222,15 +218,15 @@ def test_a_selected_part_is_pulled_back_as_the_whole_is():
         before = [(weight + 1, None if bias is None else bias + 1) for weight, bias in copies(net)]
         units = [torch.arange(0, net.hidden[0].layer.weight.shape[1], 2)]
         units += [torch.arange(1, layer.units, 2) for layer in net.hidden]
-        net.stand_in = Selected(net, units)
+        part = net.put_in_place(Selected(net, units))
         found = anchors(net, before)
         assert len(found) == sum(1 + (bias is not None) for _, bias in before)
         assert float(drift_penalty(found).detach()) == pytest.approx(sum(past.numel() for _, past in found), rel=1e-5)
-        optimizer = torch.optim.SGD(net.stand_in.parameters(), lr=0.5)
-        for parameter in net.stand_in.parameters():
+        optimizer = torch.optim.SGD(part.parameters(), lr=0.5)
+        for parameter in part.parameters():
             parameter.grad = torch.zeros_like(parameter)
         pull_back_(found, optimizer, 1.0)  # s = 1: half of the way
-        net.stand_in.write_back()
+        net.write_back()
         change = net.hidden[0].layer.weight.detach() - before[0][0] + 1
         inside = torch.zeros_like(change, dtype=torch.bool)
         inside[units[1][:, None], units[0][None]] = True
@@ -243,44 +239,6 @@ def test_the_largest_drifts_are_split():
     assert drifted_units(drift, 0.3).tolist() == [1, 4, 3]
     assert drifted_units(drift, 0.3, most=2).tolist() == [1, 4]
     assert drifted_units(drift, 0.9).tolist() == []
-
-
-def test_split_gives_old_weights_back():
-    """The old unit has its weights of before, incoming and outgoing; the copy those of now, and its head weights."""
-    net = mlp()
-    net.add_task(0, 2), net.add_task(1, 3)
-    before = copies(net)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += torch.randn_like(parameter)
-    now, head = copies(net), net.head_of(1).weight.clone()
-    split_units(net, [torch.tensor([4]), torch.tensor([2, 0])], before)
-    (w1, b1), (w2, b2) = copies(net)
-    assert [layer.units for layer in net.hidden] == [13, 11]
-    assert torch.equal(w1[4], before[0][0][4])
-    assert torch.equal(w1[12], now[0][0][4])
-    assert (float(b1[4]), float(b1[12])) == (float(before[0][1][4]), float(now[0][1][4]))
-    assert torch.equal(w1[[0, 5]], now[0][0][[0, 5]])
-    assert torch.equal(w2[5, 4], before[1][0][5, 4]), "what the layer above reads of the old unit"
-    assert torch.equal(w2[5, 12], now[1][0][5, 4])
-    assert torch.equal(w2[5, :4], now[1][0][5, :4])
-    assert torch.equal(w2[2, :12], before[1][0][2])
-    assert torch.equal(w2[9, [0, 4, 12]], torch.stack([now[1][0][2, 0], before[1][0][2, 4], now[1][0][2, 4]]))
-    assert torch.equal(b2[[9, 10]], now[1][1][[2, 0]])
-    new = net.head_of(1).weight
-    assert torch.equal(new[:, [9, 10]], head[:, [2, 0]])
-    assert (new[:, [2, 0]] == 0).all()
-    assert net.head_of(0).in_features == 9
-    assert net.head_of(1).in_features == 11
-
-
-def test_only_old_units_are_split():
-    net, _ = grown("mlp", (2, 2))
-    before = [(weight[:-2], bias[:-2]) for weight, bias in copies(net)]
-    before[1] = (before[1][0][:, :-2], before[1][1])
-    with pytest.raises(ValueError, match="units: of hidden layer 2, 10 was made by the newest task"):
-        split_units(net, [torch.tensor([0]), torch.tensor([10])], before)
-    assert net.hidden[0].units == 14
 
 
 def test_empty_units_ignore_biases():
@@ -304,15 +262,15 @@ def test_new_weights_are_drawn_as_pytorch_draws_them():
 def test_l1_comes_before_group_lasso():
     """B7: both act on a new unit's incoming weights, one after the other; on all others L1 alone."""
     net, _ = grown("mlp", [3, 2])
-    net.stand_in = new = NewUnits(net, [3, 2])
+    new = NewUnits(net, [3, 2])
     with torch.no_grad():
         new.weights[0][0] *= 3
     before = {name: p.detach().clone() for name, p in new.named_parameters()}
     for parameter in new.parameters():
         parameter.grad = torch.zeros_like(parameter)
     new.weights[1].grad = None  # as of something that the loss does not depend on
-    strategy = SimpleNamespace(model=net, optimizer=torch.optim.SGD(new.parameters(), lr=0.1))
-    proximal_step(strategy, l1=0.2, group_lasso=5.0)
+    optimizer = torch.optim.SGD(new.parameters(), lr=0.1)
+    proximal_step(optimizer, l1=0.2, group_lasso=5.0, incoming=new.incoming)
     found = dict(new.named_parameters())
     shrunk = before["weights.0"].sign() * (before["weights.0"].abs() - 0.02).clamp(min=0)
     norm = shrunk.norm(dim=1, keepdim=True)

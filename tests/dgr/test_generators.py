@@ -260,19 +260,14 @@ def test_says_no(make):
     x = torch.rand(model.batch_size, *SHAPE)
     with pytest.raises(ValueError, match="has never been trained"):
         model.sample(3)
-    with pytest.raises(ValueError, match=r"data_range: declared as \(0, 1\), and the data have values from .* to 2"):
+    with pytest.raises(ValueError, match=r"data_range: it is \(0, 1\), and the data have values from .* to 2"):
         model.fit_batch(2 * x / x.max(), None, 1.0)
-    with pytest.raises(ValueError, match="ratio: expected a weight"):
+    with pytest.raises(ValueError, match=r"ratio must be a number >= 0 and <= 1, got 1.5"):
         model.fit_batch(x, x, 1.5)
     with pytest.raises(ValueError, match="ratio: without replayed samples it has to be 1"):
         model.fit_batch(x, None, 0.5)
     with pytest.raises(ValueError, match="data_range: it is not known"):
         make(data_range=None).fit_batch(x, None, 1.0)
-    for wrong in ((1, 1), (2, 1), (0, float("inf"))):
-        with pytest.raises(ValueError, match="data_range: expected finite"):
-            make(data_range=wrong)
-    with pytest.raises(ValueError, match="latent: expected at least 1"):
-        make(latent=0)
     model.fit_batch(x, None, 1.0)
     with torch.no_grad():
         for p in model.parameters():
@@ -305,10 +300,7 @@ def test_samples_outside_the_range(make):
     assert len(check_samples(torch.zeros(0, 2), (0, 1), "none at all")) == 0
 
 
-def test_gan_arguments():
-    for name, value in {"samples": 0, "critic_steps": 0, "penalty_every": 0, "penalty": -1.0, "average": 1.0}.items():
-        with pytest.raises(ValueError, match=f"{name}: expected"):
-            make_gan(**{name: value})
+def test_networks_that_do_not_fit():
     with pytest.raises(ValueError, match="critic: it has BatchNorm"):
         WGANGP(generator=nn.Linear(2, 2), critic=nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1)), latent=2)
     wrong = VAE(encoder=nn.Sequential(nn.Flatten(), nn.Linear(64, 6)), decoder=mlp_decoder(6, SHAPE), latent=6)

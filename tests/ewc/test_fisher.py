@@ -5,8 +5,7 @@ import logging
 
 import pytest
 import torch
-from avalanche.models import MTSimpleMLP
-from fisher_cases import MODELS, assert_same, batches, make
+from fisher_cases import ALL_MODELS, Cell, Experts, assert_same, batches, make, two_heads
 from reference import fisher_reference
 from torch import nn
 from torch.nn import functional
@@ -17,7 +16,7 @@ from avl_plugins.ewc.rules import linear
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["64", "32"])  # kernels differ
 @pytest.mark.parametrize("labels", ["exact", "sampled", "empirical"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL_MODELS)
 def test_equals_the_loop_over_samples(name, labels, dtype):
     model, x, y = make(name, dtype=dtype)
     uniforms = torch.rand(5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -29,16 +28,7 @@ def test_equals_the_loop_over_samples(name, labels, dtype):
 
 
 def test_multi_head_uses_each_samples_own_head_and_leaves_the_others_zero():
-    torch.manual_seed(0)
-    model = MTSimpleMLP(input_size=5, hidden_size=6)
-    for task in (1, 2):
-        head = copy.deepcopy(model.classifier.classifiers["0"])
-        nn.init.normal_(head.classifier.weight)
-        model.classifier.classifiers[str(task)] = head
-    for task in range(3):
-        model.classifier.register_buffer(f"active_units_T{task}", torch.ones(2, dtype=torch.int8))
-    model = model.double()
-    x, y, t = torch.randn(6, 5, dtype=torch.float64), torch.randint(0, 2, (6,)), torch.tensor([0, 1, 0, 1, 1, 0])
+    model, x, y, t = two_heads()
     expected = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     for task in (0, 1):
         part = fisher_reference(model, x[t == task], task=task)
@@ -49,36 +39,6 @@ def test_multi_head_uses_each_samples_own_head_and_leaves_the_others_zero():
     assert fisher["classifier.classifiers.2.classifier.weight"].sum() == 0
     with pytest.raises(ValueError, match=r"\(x, y, t\)"):
         diagonal_fisher(model, [(x, y)])
-
-
-class Experts(nn.Module):
-    """Each row goes through one of two layers, so that a class-sorted stream shows the second one late."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(5, 3), nn.Linear(5, 3)
-
-    def forward(self, x):
-        first = x[:, 0] > 0
-        return (
-            torch.zeros(len(x), 3, dtype=x.dtype)
-            .index_put((first,), self.a(x[first]))
-            .index_put((~first,), self.b(x[~first]))
-        )
-
-
-class Cell(nn.Module):
-    """A recurrent net made of a linear layer, called once for sequences of length 1 and more often for longer ones."""
-
-    def __init__(self):
-        super().__init__()
-        self.cell, self.out = nn.Linear(4 + 5, 5), nn.Linear(5, 3)
-
-    def forward(self, x):
-        h = torch.zeros(len(x), 5, dtype=x.dtype)
-        for t in range(x.shape[1]):
-            h = self.cell(torch.cat([x[:, t], h], 1)).tanh()
-        return self.out(h)
 
 
 def test_parameters_that_only_later_samples_use_count():

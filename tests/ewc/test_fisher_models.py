@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fisher_cases import MODELS, Tokens, assert_same, batches, make
+from fisher_cases import ALL_MODELS, Tokens, assert_same, batches, make
 from reference import fisher_reference
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,7 +28,7 @@ class Autocast(nn.Module):
             return self.net(x)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL_MODELS)
 def test_autocast_in_the_models_forward(name: str) -> None:
     model, x, y = make(name, dtype=torch.float32)
     expected = {f"net.{n}": f for n, f in fisher_reference(model, x).items()}

@@ -5,12 +5,13 @@ import torch
 from avalanche.benchmarks.scenarios import split_online_stream
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
-from matplotlib.figure import Figure
 from torch import nn
 
 from avl_plugins import EWCPlugin, fisher_overlap
 from avl_plugins.checkpoint.file import load_checkpoint, save_checkpoint
 from avl_plugins.metrics import ewc_metrics
+from avl_plugins.metrics.ewc import FisherOverlap
+from avl_plugins.metrics.pictures import Picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
 
@@ -50,22 +51,41 @@ def test_values_are_the_plugins_own(digits_permuted):
         means.append(sum(ewc.values[done:]) / (len(ewc.values) - done))
     logged = strategy.evaluator.get_all_metrics()
     suffix = "/train_phase/train_stream"
-    assert logged[f"EWCPenalty_MB{suffix}/Task000"][1] == ewc.values
-    per_epoch = logged[f"EWCPenalty_Epoch{suffix}/Task000"][1]
+    assert logged[f"ewc/Penalty_MB{suffix}/Task000"][1] == ewc.values
+    per_epoch = logged[f"ewc/Penalty_Epoch{suffix}/Task000"][1]
     assert per_epoch == pytest.approx(means)
     assert per_epoch[0] == 0
     assert min(per_epoch[1:]) > 0
-    for layer in ("0", "2"):
-        masses = logged[f"EWCFisherMass/{layer}{suffix}/Task000"][1]
+    for layer, name in (("0", "layer 1"), ("2", "layer 2")):
+        masses = logged[f"ewc/FisherMass/{name}{suffix}/Task000"][1]
         expected = [float(f[f"{layer}.weight"].sum() + f[f"{layer}.bias"].sum()) for f in ewc.fishers]
         assert masses == pytest.approx(expected)
         assert all(type(mass) is float for mass in masses)
-    figures = logged[f"EWCFisherOverlap{suffix}"][1]
+    figures = logged[f"ewc/FisherOverlap{suffix}"][1]
     assert len(figures) == len(digits_permuted.train_stream) - 1
-    assert all(isinstance(figure, Figure) for figure in figures)
-    drawn = figures[-1].axes[0].images[0].get_array()
+    assert all(isinstance(figure, Picture) for figure in figures)
+    figure = strategy.evaluator.metrics[-1].result()
+    assert [panel.get_title() for panel in figure.axes[:2]] == ["layer 1", "layer 2"]
+    drawn = figure.axes[0].images[0].get_array()
     expected = [[fisher_overlap(a, b)["0"] for b in ewc.fishers] for a in ewc.fishers]
     torch.testing.assert_close(torch.tensor(drawn), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_task_adds_a_row_to_the_overlaps(monkeypatch):
+    """Only it is computed, unless other parameters have to be left out; the matrices are those of all pairs."""
+    calls = []
+    monkeypatch.setattr("avl_plugins.metrics.ewc.fisher_overlap", lambda a, b: calls.append(1) or fisher_overlap(a, b))
+    metric, fishers, counts = FisherOverlap(), [], []
+    for task in range(6):
+        head = 2 if task < 4 else 3
+        fishers.append({"0.weight": torch.rand(4, 3), "1.weight": torch.rand(head, 4), "1.bias": torch.rand(5)})
+        metric.add(fishers[-1])
+        counts.append(len(calls))
+        shared = ("0.weight", "1.weight", "1.bias") if task < 4 else ("0.weight", "1.bias")
+        tasks = [{name: fisher[name] for name in shared} for fisher in fishers]
+        for layer, matrix in metric.matrices().items():
+            assert matrix == [[fisher_overlap(a, b)[layer] for b in tasks] for a in tasks]
+    assert counts == [1, 3, 6, 10, 10 + 15, 10 + 15 + 6]
 
 
 def test_in_online_streams_only_ends_of_tasks_count(digits_permuted, tmp_path):
@@ -89,7 +109,7 @@ def test_in_online_streams_only_ends_of_tasks_count(digits_permuted, tmp_path):
                 load_checkpoint(strategy, tmp_path / "run.pt")
         logged = strategy.evaluator.get_all_metrics()
         lengths = {name.partition("/train_phase")[0]: len(values) for name, (_, values) in logged.items()}
-        assert (lengths["EWCFisherMass/0"], lengths["EWCFisherOverlap"]) == (2, 1), logged.keys()
+        assert (lengths["ewc/FisherMass/layer 1"], lengths["ewc/FisherOverlap"]) == (2, 1), logged.keys()
     assert counts == [(n, n) for n in (0, 0, 1, 1, 1, 2)] * 2
 
 
@@ -101,4 +121,4 @@ def test_without_the_plugin_the_error_says_what_to_add(digits_permuted):
 
 def test_nothing_asked_for_is_nothing_made():
     assert ewc_metrics() == []
-    assert [str(m) for m in ewc_metrics(minibatch=True, epoch=True)] == ["EWCPenalty_MB", "EWCPenalty_Epoch"]
+    assert [str(m) for m in ewc_metrics(minibatch=True, epoch=True)] == ["ewc/Penalty_MB", "ewc/Penalty_Epoch"]

@@ -1,52 +1,54 @@
-"""EWCPlugin beside agents: which likelihood, and networks that have other outputs than the agent reads."""
+"""EWCPlugin beside agents: which likelihood their Fisher is of."""
 
 from typing import Any
 
 import pytest
 import torch
 from ewc_cases import assert_same, snapshot
-from rl_cases import actor_critic, dqn, mlp, two_tasks
+from rl_cases import actor_critic, dqn, two_tasks
+from torch import distributions
 
 from avl_plugins import EWCPlugin
 from avl_plugins.rl import policy
-
-OUTPUTS = {actor_critic: 3, dqn: 2}  # of two actions, and the value
-
-
-@pytest.mark.parametrize("make_strategy", OUTPUTS)
-def test_an_agent_has_no_criterion_to_take_the_likelihood_from(make_strategy: Any) -> None:
-    strategy = make_strategy(plugins=[EWCPlugin(ewc_lambda=1.0)])
-    before = snapshot(strategy.model)
-    with pytest.raises(ValueError, match=r"likelihood: \w+ has no criterion .* pass likelihood=policy"):
-        strategy.train(two_tasks().train_stream[0])
-    assert_same(snapshot(strategy.model), before, rtol=0, atol=0)
-    uniform = EWCPlugin(ewc_lambda=1.0, importance="uniform")
-    make_strategy(plugins=[uniform]).train(two_tasks().train_stream[0])
-    assert uniform.tasks == 1
 
 
 @pytest.mark.parametrize("likelihood", ["categorical", "bernoulli", "gaussian"])
 def test_an_actor_critics_value_is_no_logit(likelihood: Any) -> None:
     strategy = actor_critic(plugins=[EWCPlugin(ewc_lambda=1.0, likelihood=likelihood)])
     before = snapshot(strategy.model)
-    with pytest.raises(ValueError, match=r"likelihood: the 3 outputs .* not only those of its 2 actions"):
+    with pytest.raises(ValueError, match=f"likelihood='{likelihood}' contradicts ActorCritic"):
         strategy.train(two_tasks().train_stream[0])
     assert_same(snapshot(strategy.model), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("more", [-1, 1])
-@pytest.mark.parametrize("make_strategy", OUTPUTS)
-def test_a_network_with_other_outputs_is_refused_before_it_is_trained(make_strategy: Any, more: int) -> None:
-    right = OUTPUTS[make_strategy]
-    network = mlp(right + more)
-    likelihood: Any = policy if make_strategy is actor_critic else "gaussian"
-    strategy = make_strategy(network, plugins=[EWCPlugin(ewc_lambda=1.0, likelihood=likelihood)])
-    before = snapshot(network)
-    with pytest.raises(
-        ValueError, match=f"reads {right} outputs for the 2 actions of a, and the network has {right + more}"
-    ):
+def nothing(z: Any) -> Any:
+    return z.sum()
+
+
+@pytest.mark.parametrize("make_strategy", [actor_critic, dqn])
+@pytest.mark.parametrize(
+    ("likelihood", "error", "message"),
+    [
+        (lambda z: distributions.Normal(z, 1.0), ValueError, "labels='exact' cannot enumerate Normal"),
+        (nothing, TypeError, "returns a torch.distributions.Distribution"),
+    ],
+)
+def test_a_likelihood_that_cannot_be_used_is_refused_at_the_first_mini_batch(
+    make_strategy: Any, likelihood: Any, error: Any, message: str
+) -> None:
+    strategy = make_strategy(plugins=[EWCPlugin(ewc_lambda=1.0, likelihood=likelihood)])
+    before = snapshot(strategy.model)
+    with pytest.raises(error, match=message):
         strategy.train(two_tasks().train_stream[0])
-    assert_same(snapshot(network), before, rtol=0, atol=0)
+    assert_same(snapshot(strategy.model), before, rtol=0, atol=0)
+    assert strategy.updates == 0
+
+
+@pytest.mark.parametrize("labels", ["empirical", "batch"])
+def test_an_agent_has_no_targets(labels: Any) -> None:
+    strategy = actor_critic(plugins=[EWCPlugin(ewc_lambda=1.0, labels=labels)])
+    with pytest.raises(ValueError, match=f"labels='{labels}' needs targets, of which ActorCritic has none"):
+        strategy.train(two_tasks().train_stream[0])
 
 
 @pytest.mark.parametrize("own_data", [False, True])

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from avl_plugins import EWCPlugin, one_vs_rest_loss
-from avl_plugins.ewc.criterion import criterion_likelihood
+from avl_plugins.tasks.likelihood import likelihood_of
 
 
 def data_benchmark(*tasks: Tensor, more: Tensor | None = None, labels: bool = True) -> Any:
@@ -119,7 +119,6 @@ UNCERTAIN = {
     "L1Loss": nn.L1Loss(),
     "SmoothL1Loss": nn.SmoothL1Loss(),
     "BCELoss": nn.BCELoss(),
-    "NLLLoss": nn.NLLLoss(),
     "Focal": Focal(),
     "MSELoss": with_own_forward(),
     "cross_entropy": impostor,
@@ -137,10 +136,20 @@ def test_any_other_criterion_is_refused_before_anything_is_trained(digits_permut
     assert plugin.tasks == 0
 
 
+@pytest.mark.parametrize(
+    "criterion", [nn.NLLLoss(), functional.nll_loss, partial(functional.nll_loss, reduction="mean")]
+)
+def test_log_probabilities_are_those_of_classes(criterion: Any) -> None:
+    benchmark = data_benchmark(CLASSES)
+    plugin, model = EWCPlugin(ewc_lambda=1.0), net(3, nn.LogSoftmax(1))
+    naive(model, plugin, criterion=criterion).train(benchmark.train_stream, eval_streams=[])
+    expected = fisher_reference(model, inputs_of(benchmark))
+    assert_same(plugin.importances, {n: f.float() for n, f in expected.items()}, rtol=1e-4, atol=1e-8)
+
+
 def test_partials_with_positional_arguments_and_other_functions_are_not_certain() -> None:
-    assert criterion_likelihood(partial(functional.cross_entropy, torch.zeros(1))) is None
-    assert criterion_likelihood(partial(functional.l1_loss, reduction="sum")) is None
-    assert criterion_likelihood([]) is None
+    assert likelihood_of(partial(functional.cross_entropy, torch.zeros(1))) is None
+    assert likelihood_of(partial(functional.l1_loss, reduction="sum")) is None
 
 
 class OwnCriterion(Naive):
@@ -209,7 +218,9 @@ MISFITS = [
     ),
     ({"likelihood": "categorical"}, net(1), nn.L1Loss(), NUMBERS[:, :1], "two classes or more"),
     ({"likelihood": "bernoulli"}, net(3), nn.L1Loss(), NUMBERS, "needs targets from 0 to 1"),
-    ({"likelihood": "gaussian"}, net(3), nn.NLLLoss(), CLASSES, "needs a target for each output"),
+    ({"likelihood": "gaussian"}, net(3), nn.NLLLoss(), CLASSES, "contradicts the criterion NLLLoss"),
+    ({"likelihood": "gaussian"}, net(3), nn.MultiMarginLoss(), CLASSES, "needs a target for each output"),
+    ({}, net(3), nn.NLLLoss(), CLASSES, "takes log-probabilities of classes, and the model's outputs are none"),
     ({}, net(1), nn.CrossEntropyLoss(), 0 * CLASSES, "two classes or more"),
     ({}, net(1, nn.Flatten(0)), nn.CrossEntropyLoss(), CLASSES, "two classes or more"),
     ({}, net(3), nn.CrossEntropyLoss(), NUMBERS, "takes targets of the outputs' shape for probabilities"),

@@ -121,7 +121,7 @@ def test_metrics_show_no_mass_and_no_overlap(digits_permuted: Any) -> None:
         strategy.model[2].bias.copy_(weight)
     strategy.train_epochs = epochs
     strategy.train(digits_permuted.train_stream[2], eval_streams=[])
-    masses = strategy.evaluator.get_all_metrics()["EWCFisherMass/0/train_phase/train_stream/Task000"][1]
+    masses = strategy.evaluator.get_all_metrics()["ewc/FisherMass/layer 1/train_phase/train_stream/Task000"][1]
     assert masses[1] == 0 < min(masses[0], masses[2])
     for matrix in overlap.matrices().values():
         found = torch.tensor(matrix)

@@ -245,8 +245,8 @@ def test_any_dimension_grows(sizes, kind):
         ({"name": "0.wieght"}, "name: '0.wieght' is no parameter"),
         ({"shape": (7, 64)}, "shape: 0.weight cannot shrink from \\(8, 64\\) to \\(7, 64\\)"),
         ({"shape": (8,)}, "shape: 0.weight has 2 dimensions"),
-        ({"init": torch.zeros(3)}, "init: expected values of shape \\(9, 64\\), got \\(3,\\)"),
-        ({"init": lambda t: torch.zeros(3)}, "init: expected values of shape"),
+        ({"init": torch.zeros(3)}, "init must give values of shape \\(9, 64\\), got \\(3,\\)"),
+        ({"init": lambda t: torch.zeros(3)}, "init must give values of shape"),
         ({"owner": torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)}, "owner: 0.weight is in no parameter"),
     ],
 )
@@ -263,8 +263,32 @@ def test_errors_name_the_argument_and_change_nothing(change, message):
     assert all(torch.equal(optimizer.state[weight][k], before[k]) for k in before)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"shape": (9.0, 64)}, TypeError, r"shape must be an integer >= 0, got 9\.0"),
+        ({"shape": (9, True)}, TypeError, "shape must be an integer >= 0, got True"),
+        ({"shape": (9, -64)}, ValueError, "shape must be an integer >= 0, got -64"),
+        ({"init": 0.0}, TypeError, r"init must be a function that fills .*, or a tensor, got 0\.0"),
+        ({"init": None}, TypeError, "init must be a function"),
+        ({"init": lambda t: 0.5}, TypeError, r"init must return a tensor, or None .* got 0\.5"),
+    ],
+)
+def test_arguments_of_another_kind_change_nothing(change, error, message):
+    model = mlp()
+    weight = model[0].weight
+    with pytest.raises(error, match=message):
+        grow_parameter(model, "0.weight", **{"shape": (9, 64), "init": nn.init.zeros_, "owner": None, **change})
+    assert model[0].weight is weight
+
+
+def test_a_lazy_parameter_has_no_shape_to_grow():
+    with pytest.raises(ValueError, match=r"name: '0.weight' has no shape yet.*run a forward pass first"):
+        grow_parameter(nn.Sequential(nn.LazyLinear(3)), "0.weight", (5, 4), init=nn.init.zeros_, owner=None)
+
+
 def test_owner_of_another_type_is_a_type_error():
-    with pytest.raises(TypeError, match="owner: expected an Avalanche strategy"):
+    with pytest.raises(TypeError, match="owner must be an Avalanche strategy"):
         grow_parameter(mlp(), "0.bias", (9,), init=nn.init.zeros_, owner="sgd")
 
 

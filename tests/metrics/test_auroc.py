@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
 from den_cases import build, mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from avl_plugins import InMemoryLoaderPlugin, one_vs_rest_loss
 from avl_plugins.den.loss import one_vs_rest_targets
 from avl_plugins.metrics import auroc_metrics, mean_auroc
+
+
+def task_benchmark(**streams):
+    return with_classes_timeline(with_task_labels(benchmark_from_datasets(**streams)))
 
 
 def pairs_in_order(scores, positive):
@@ -38,6 +43,27 @@ def test_auroc_of_several_classes():
     assert mean_auroc(two, y % 2) == pytest.approx(pairs_in_order(two[:, 1] - two[:, 0], y % 2 == 1), abs=1e-6)
     with pytest.raises(ValueError, match="y: there is no class"):
         mean_auroc(scores, torch.zeros(60, dtype=torch.long))
+
+
+def test_one_logit_a_sample_and_classes_in_a_column():
+    scores, y = torch.randn(20), torch.arange(20) % 2
+    assert mean_auroc(scores, y) == mean_auroc(scores[:, None], y[:, None]) == mean_auroc(scores[:, None], y)
+
+
+def test_an_experience_without_auroc_is_left_out(digits_split, caplog):
+    """With a single class there is nothing to tell apart; the mean is over the others."""
+    strategy = build(mlp(), plugins=[InMemoryLoaderPlugin()])
+    strategy.evaluator.metrics += auroc_metrics(accuracy=True)
+    strategy.train(digits_split.train_stream[:2])
+    rows = [i for i, y in enumerate(digits_split.test_stream[1].dataset.targets) if y == 1]
+    one_class = digits_split.test_stream[1].dataset.subset(rows)
+    both = task_benchmark(test=[digits_split.test_stream[0].dataset, one_class]).test_stream
+    found = strategy.eval(both)
+    where = "eval_phase/test_stream"
+    assert found[f"AUROC_Stream/{where}"] == found[f"AUROC_Exp/{where}/Task000/Exp000"]
+    assert f"AUROC_Exp/{where}/Task001/Exp001" not in found
+    assert f"ThresholdAcc_Exp/{where}/Task001/Exp001" in found
+    assert "no AUROC of experience 1: y: there is no class" in caplog.text
 
 
 def test_loss():

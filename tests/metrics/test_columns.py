@@ -58,10 +58,12 @@ def test_counts_by_hand(digits_split, adapter, around):
     }[adapter]
     logged = strategy.evaluator.get_all_metrics()
     suffix = "/train_phase/train_stream"
-    assert logged[f"ColumnParameters{suffix}"][1] == [own + n for n in lateral]
-    assert logged[f"ColumnLateralShare{suffix}"][1] == [n / (own + n) for n in lateral]
+    assert logged[f"progressive/ColumnParameters{suffix}"][1] == [own + n for n in lateral]
+    assert logged[f"progressive/ColumnLateralShare{suffix}"][1] == [n / (own + n) for n in lateral]
     sums = [sum(lateral[: k + 1]) for k in range(3)]
-    assert logged[f"NetworkLateralShare{suffix}"][1] == [n / ((k + 1) * own + n) for k, n in enumerate(sums)]
+    assert logged[f"progressive/NetworkLateralShare{suffix}"][1] == [
+        n / ((k + 1) * own + n) for k, n in enumerate(sums)
+    ]
     assert all(type(value) is float for _, values in logged.values() for value in values)
     assert count_parameters(model) == 3 * own + sums[-1]
     assert metrics[0].result() == own + lateral[-1]
@@ -81,14 +83,17 @@ def test_goes_on_from_a_checkpoint(digits_split, tmp_path):
         strategy.train(digits_split.train_stream[2])
     one, other = (strategy.evaluator.get_all_metrics() for strategy in strategies)
     assert dict(one) == dict(other)
-    assert len(one["ColumnParameters/train_phase/train_stream"][1]) == 3
+    assert len(one["progressive/ColumnParameters/train_phase/train_stream"][1]) == 3
 
 
 def test_what_it_refuses(digits_split):
     model = nn.Sequential(nn.Linear(64, 10))
     with pytest.raises(ValueError, match="need a model with one ProgressiveNetwork in it, and Sequential has 0"):
         build(model, column_metrics()).train(digits_split.train_stream[0])
-    with pytest.raises(ValueError, match="kind must be one of parameters, column_share, network_share, got 'size'"):
+    with pytest.raises(ValueError, match="kind must be 'parameters', 'column_share' or 'network_share', got 'size'"):
         ColumnSize(kind="size")
     assert column_metrics(parameters=False, column_share=False, network_share=False) == []
-    assert [str(m) for m in column_metrics(parameters=False)] == ["ColumnLateralShare", "NetworkLateralShare"]
+    assert [str(m) for m in column_metrics(parameters=False)] == [
+        "progressive/ColumnLateralShare",
+        "progressive/NetworkLateralShare",
+    ]

@@ -24,17 +24,17 @@ def test_growth_is_reported(digits_split):
         return history[f"{name}/train_phase/train_stream"][1][-1]
 
     for layer in (1, 2):
-        assert last(f"DEN/selected/layer{layer}") == entry["selected"][layer]
-        assert last(f"DEN/added/layer{layer}") == entry["added"][layer - 1] - entry["removed"][layer - 1]
-        assert last(f"DEN/removed/layer{layer}") == entry["removed"][layer - 1]
-        assert last(f"DEN/split/layer{layer}") == entry["split"][layer - 1]
-        assert last(f"DEN/units/layer{layer}") == strategy.model.hidden[layer - 1].units
-    assert last("DEN/capacity") == pytest.approx(strategy.model.capacity())
-    assert last("DEN/loss") == entry["loss"]
-    assert last("DEN/loss_threshold") == 0.0
-    assert len(history["DEN/capacity/train_phase/train_stream"][1]) == 3
-    assert len(history["DEN/growth/train_phase/train_stream"][1]) == 2, "the first task grows nothing"
-    panels = last("DEN/growth").axes
+        assert last(f"den/selected/layer {layer}") == entry["selected"][layer]
+        assert last(f"den/added/layer {layer}") == entry["added"][layer - 1] - entry["removed"][layer - 1]
+        assert last(f"den/removed/layer {layer}") == entry["removed"][layer - 1]
+        assert last(f"den/split/layer {layer}") == entry["split"][layer - 1]
+        assert last(f"den/units/layer {layer}") == strategy.model.hidden[layer - 1].units
+    assert last("den/capacity") == pytest.approx(strategy.model.capacity())
+    assert last("den/loss") == entry["loss"]
+    assert last("den/loss_threshold") == 0.0
+    assert len(history["den/capacity/train_phase/train_stream"][1]) == 3
+    assert len(history["den/growth/train_phase/train_stream"][1]) == 2, "the first task grows nothing"
+    panels = strategy.evaluator.metrics[-1].result().axes
     kinds = ("selected", "added", "removed", "split")
     assert [axes.get_title() for axes in panels[:4]] == [f"units {kind}" for kind in kinds]
     assert [line.get_ydata().tolist() for line in panels[3].lines] == [

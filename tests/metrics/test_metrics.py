@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from avalanche.benchmarks import dataset_benchmark
@@ -15,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 from avl_plugins.checkpoint.file import load_checkpoint, save_checkpoint
 from avl_plugins.metrics import capacity_metrics, chaudhry_forgetting_metrics, forgetting
+from avl_plugins.metrics._plugins import position
 from avl_plugins.metrics.capacity import Capacity, count_parameters
 
 
@@ -80,7 +83,7 @@ def _evaluate(script, metrics, *, order=None, streams=("test",), until=None):
 
 
 SCRIPT = [[0.6, 0.1, 0.5], [0.9, 0.8, 0.4], [0.7, 0.5, 1.0]]
-STREAM = "StreamMaxForgetting/eval_phase/test_stream"
+STREAM = "forgetting/StreamMaxForgetting/eval_phase/test_stream"
 
 
 def test_forgetting_is_max_over_history_minus_last():
@@ -94,7 +97,7 @@ def test_stream_forgetting_is_the_mean_over_earlier_experiences():
     values, _ = _evaluate(SCRIPT, chaudhry_forgetting_metrics(experience=True, stream=True))
     assert values.named(STREAM) == pytest.approx([0, 0.6 - 0.9, (0.2 + 0.3) / 2])
     assert all(type(value) is float for _, _, value in values.rows)
-    name = "ExperienceMaxForgetting/eval_phase/test_stream/Task000/Exp00{}"
+    name = "forgetting/ExperienceMaxForgetting/eval_phase/test_stream/Task000/Exp00{}"
     assert values.named(name.format(0)) == pytest.approx([-0.3, 0.2])
     assert values.named(name.format(1)) == pytest.approx([0.3])
     assert values.named(name.format(2)) == []
@@ -120,7 +123,7 @@ def test_streams_are_kept_apart_and_a_repeated_experience_is_an_earlier_one_late
     values, strategy = _evaluate(
         script, chaudhry_forgetting_metrics(stream=True), order=[0, 1, 0], streams=("train", "test")
     )
-    train = "StreamMaxForgetting/eval_phase/train_stream"
+    train = "forgetting/StreamMaxForgetting/eval_phase/train_stream"
     for name in (train, STREAM):
         # Third training is on experience 0 again, so experience 1 is the earlier one.
         assert values.named(name) == pytest.approx([0, 0.8, 0.9 - 0.3])
@@ -164,12 +167,21 @@ def test_the_last_evaluation_of_a_training_counts():
     assert values.named(STREAM) == pytest.approx([0, 0, 0.5 - 0.4])
 
 
+def test_x_is_counted_in_steps_where_there_are_some():
+    """In reinforcement learning, as for returns: Weights & Biases drops what comes at a smaller x than before."""
+    clock = SimpleNamespace(train_iterations=3)
+    assert position(SimpleNamespace(clock=clock)) == 3
+    assert position(SimpleNamespace(clock=clock, steps=640)) == 640
+
+
 def test_the_factories_make_what_is_asked_for():
     assert chaudhry_forgetting_metrics() == []
-    assert [str(m) for m in chaudhry_forgetting_metrics(experience=True)] == ["ExperienceMaxForgetting"]
-    assert [str(m) for m in capacity_metrics()] == ["Parameters", "TrainableParameters", "RelativeCapacity"]
-    assert [str(m) for m in capacity_metrics(total=False, trainable=False)] == ["RelativeCapacity"]
-    with pytest.raises(ValueError, match="kind must be one of total, trainable, relative, got 'size'"):
+    assert [str(m) for m in chaudhry_forgetting_metrics(experience=True)] == ["forgetting/ExperienceMaxForgetting"]
+    assert [str(m) for m in capacity_metrics()] == [
+        f"capacity/{name}" for name in ("Parameters", "TrainableParameters", "RelativeCapacity")
+    ]
+    assert [str(m) for m in capacity_metrics(total=False, trainable=False)] == ["capacity/RelativeCapacity"]
+    with pytest.raises(ValueError, match="kind must be 'total', 'trainable' or 'relative', got 'size'"):
         Capacity(kind="size")
 
 
@@ -215,9 +227,9 @@ def test_capacity_counts_a_growing_and_frozen_model(digits_classes):
     head = [4 * classes + classes for classes in (2, 4, 6)]
     totals = [64 * 4 + 4 + size for size in head]
     suffix = "/train_phase/train_stream"
-    assert values.named("Parameters" + suffix) == totals
-    assert values.named("TrainableParameters" + suffix) == [*totals[:2], totals[2] - 256]
-    assert values.named("RelativeCapacity" + suffix) == [1.0, totals[1] / totals[0], totals[2] / totals[0]]
+    assert values.named("capacity/Parameters" + suffix) == totals
+    assert values.named("capacity/TrainableParameters" + suffix) == [*totals[:2], totals[2] - 256]
+    assert values.named("capacity/RelativeCapacity" + suffix) == [1.0, totals[1] / totals[0], totals[2] / totals[0]]
     assert all(type(value) is float for _, _, value in values.rows)
     assert count_parameters(model) == totals[2]
     metric = strategy.evaluator.metrics[2]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from avalanche.evaluation.metric_results import TensorImage
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
@@ -12,6 +11,7 @@ from silent import Silent
 from avl_plugins import DGR
 from avl_plugins.dgr.frechet import frechet_distance, small_classifier
 from avl_plugins.metrics import replay_metrics
+from avl_plugins.metrics.pictures import Picture
 
 
 def test_frechet_distance_in_closed_form():
@@ -65,17 +65,17 @@ def test_shares_of_classes(digits_classes):
     """Exact replay has the classes of the data, as the solver answers them; a classifier of one's own is believed."""
     strategy = run(digits_classes, replay_metrics(images=False, losses=False), epochs=60, replay="exact")
     last = strategy.evaluator.get_last_metrics()
-    shares = {int(k.split("class")[1].split("/")[0]): v for k, v in last.items() if k.startswith("ReplayShare")}
+    shares = {int(k.split("class")[1].split("/")[0]): v for k, v in last.items() if k.startswith("dgr/ReplayShare")}
     assert set(shares) == {0, 1, 2, 3}
     assert sum(shares.values()) == pytest.approx(1)
     y = torch.cat([torch.as_tensor(e.dataset.targets[:]) for e in digits_classes.train_stream[:2]])
     for c, share in shares.items():
         assert share == pytest.approx(float((y == c).float().mean()), abs=0.06)
-    imbalance = next(v for k, v in last.items() if k.startswith("ReplayImbalance"))
+    imbalance = next(v for k, v in last.items() if k.startswith("dgr/ReplayImbalance"))
     assert imbalance == pytest.approx(4 * max(shares.values()))
     metrics = replay_metrics(images=False, losses=False, classifier=lambda x: torch.full((len(x),), 3))
     last = run(digits_classes, metrics, replay="exact").evaluator.get_last_metrics()
-    assert [v for k, v in last.items() if k.startswith("ReplayShare/class3")] == [1.0]
+    assert [v for k, v in last.items() if k.startswith("dgr/ReplayShare/class3")] == [1.0]
 
 
 def test_images_losses_and_a_run_that_is_the_same_with_and_without(digits_classes):
@@ -89,13 +89,14 @@ def test_images_losses_and_a_run_that_is_the_same_with_and_without(digits_classe
     for a, b in zip(measured.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(a, b)
     found = measured.evaluator.get_all_metrics()
-    image = measured.evaluator.get_last_metrics()[next(k for k in found if k.startswith("ReplayImages"))]
-    assert isinstance(image, TensorImage)
+    image = measured.evaluator.get_last_metrics()[next(k for k in found if k.startswith("dgr/ReplayImages"))]
+    assert isinstance(image, Picture)
     assert image.image.shape == (3, 8 * 9 + 1, 8 * 9 + 1)
-    x, values = next(v for k, v in found.items() if k.startswith("GeneratorLoss/kl"))
-    assert x == list(range(60))
-    assert values[30:] == measured.dgr.generator_losses["kl"]
-    distances = next(v for k, v in found.items() if k.startswith("ReplayDistance"))[1]
+    x, values = next(v for k, v in found.items() if k.startswith("dgr/GeneratorLoss/kl"))
+    assert x == next(v[0] for k, v in found.items() if k.startswith("dgr/ReplayImages"))
+    assert values[1] == pytest.approx(sum(measured.dgr.generator_losses["kl"][-3:]) / 3)
+    assert len(next(v for k, v in found.items() if k.startswith("dgr/GeneratorLosses"))[1]) == 2
+    distances = next(v for k, v in found.items() if k.startswith("dgr/ReplayDistance"))[1]
     assert len(distances) == 2
     assert all(d > 0 for d in distances)
 
@@ -105,15 +106,24 @@ def test_exact_replay_is_near_the_data_and_noise_is_far(digits_classes):
     near, far = (
         run(digits_classes, metrics, replay=replay).evaluator.get_last_metrics() for replay in ("exact", "noise")
     )
-    near, far = (next(v for k, v in m.items() if k.startswith("ReplayDistance")) for m in (near, far))
+    near, far = (next(v for k, v in m.items() if k.startswith("dgr/ReplayDistance")) for m in (near, far))
     assert near < 0.1 * far
 
 
+def test_vectors_that_are_no_images_are_left_out(digits_classes, caplog):
+    """Of two experiences, with one line in the log; the rest is measured."""
+    measured = run(digits_classes, replay_metrics(), replay="exact")
+    found = measured.evaluator.get_all_metrics()
+    assert not any("ReplayImages" in name for name in found)
+    assert len(next(v for k, v in found.items() if k.startswith("dgr/ReplayImbalance"))[1]) == 2
+    assert [r.getMessage() for r in caplog.records if r.name == "avl_plugins.metrics.replay"] == [
+        "no ReplayImages of inputs of the shape (64,): pass shape=(C, H, W)"
+    ]
+
+
 def test_says_no(digits_classes):
-    with pytest.raises(ValueError, match="samples: expected at least 2"):
-        replay_metrics(samples=1)
-    with pytest.raises(ValueError, match=r"shape: replayed inputs have the shape \(64,\)"):
-        run(digits_classes, replay_metrics(classes=False), replay="exact")
+    with pytest.raises(ValueError, match=r"shape must have as many numbers as the inputs, of the shape \(64,\), got"):
+        run(digits_classes, replay_metrics(shape=(1, 28, 28)), replay="exact")
     model = net()
     strategy = Naive(
         model=model,

@@ -71,7 +71,7 @@ def test_cached_features_are_refused_where_they_would_be_wrong():
     with pytest.raises(ValueError, match="cache_frozen: ReplayPlugin uses a loader of its own"):
         replay.train(benchmark.train_stream[1])
 
-    with pytest.raises(ValueError, match="cache_bytes: expected at least 0"):
+    with pytest.raises(ValueError, match="cache_bytes must be an integer >= 0"):
         ProgressivePlugin(cache_bytes=-1)
 
 

@@ -138,10 +138,10 @@ def test_labels_of_any_integer_type_become_ints():
 @pytest.mark.parametrize(
     ("label", "classes", "message"),
     [
-        ("a", 2, "label: expected an integer, as Avalanche's task labels are, got 'a'"),
-        (1.5, 2, "label: expected an integer"),
-        (0, 2.0, "classes: expected a number of classes or their integer labels, got 2.0"),
-        (0, ["cat"], "classes: expected"),
+        ("a", 2, "label must be an integer, as Avalanche's task labels are, got 'a'"),
+        (1.5, 2, "label must be an integer"),
+        (0, 2.0, "classes must be a number of classes or their integer labels, got 2.0"),
+        (0, ["cat"], "classes must be"),
     ],
 )
 def test_labels_that_are_no_integers(label, classes, message):

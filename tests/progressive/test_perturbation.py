@@ -177,10 +177,13 @@ def test_nothing_is_changed_and_seeds_give_the_same_twice():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"drop": 1.0}, ValueError, "drop: expected a share between 0 and 1, got 1.0"),
-        ({"repeats": 0}, ValueError, "repeats: expected at least 1, got 0"),
-        ({"tolerance": 0.0}, ValueError, "tolerance: expected a positive number, got 0.0"),
-        ({"largest": float("inf")}, ValueError, "largest: expected a positive number, got inf"),
+        ({"drop": 1.0}, ValueError, "drop must be a number > 0 and < 1, got 1.0"),
+        ({"repeats": 0}, ValueError, "repeats must be an integer >= 1, got 0"),
+        ({"tolerance": 0.0}, ValueError, "tolerance must be a number > 0, got 0.0"),
+        ({"largest": float("inf")}, ValueError, "largest must be a number > 0, got inf"),
+        ({"repeats": 1.5}, TypeError, "repeats must be an integer >= 1, got 1.5"),
+        ({"drop": True}, TypeError, "drop must be a number > 0 and < 1, got True"),
+        ({"generator": 3}, TypeError, "generator must be a torch.Generator, or None for a new one, got 3"),
         ({"label": 7}, ValueError, "label: there is no column for task 7"),
         ({"data": []}, ValueError, "batches is empty: an accuracy needs"),
         ({"data": [images(2)]}, ValueError, r"labels y; yield \(x, y\)"),
@@ -190,7 +193,7 @@ def test_nothing_is_changed_and_seeds_give_the_same_twice():
             "the score of task 11 without noise is 0, which cannot fall",
         ),
         ({"data": lambda forward: 1.0}, ValueError, "the function has not called the forward pass"),
-        ({"network": nn.Linear(2, 2)}, TypeError, "network: expected a ProgressiveNetwork, got a Linear"),
+        ({"network": nn.Linear(2, 2)}, TypeError, "network must be a ProgressiveNetwork, got a Linear"),
     ],
 )
 def test_bad_input(change, error, message):

@@ -209,7 +209,7 @@ def test_with_naive_and_without_the_plugin(digits_split):
 
 def test_other_models_are_refused(digits_split):
     model = nn.Linear(64, 2)
-    with pytest.raises(TypeError, match="model: expected a ProgressiveNetwork, got a Linear"):
+    with pytest.raises(TypeError, match="model must be a ProgressiveNetwork, got a Linear"):
         Progressive(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     strategy = build(model, strategy=Naive, plugins=[ProgressivePlugin()])
     with pytest.raises(TypeError, match=r"the model is a Linear; pass model=ProgressiveNetwork\(nn.Sequential"):

@@ -200,8 +200,10 @@ def test_curve_of_trained_columns(digits_arrays, adapter):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"keep": 1.5}, ValueError, "keep: expected a share from 0 to 1, got 1.5"),
-        ({"across": "column"}, ValueError, "across: expected 'depth' or 'network', got 'column'"),
+        ({"keep": 1.5}, ValueError, "keep must be a number >= 0 and <= 1, got 1.5"),
+        ({"keep": float("nan")}, ValueError, "keep must be a number >= 0 and <= 1, got nan"),
+        ({"keep": None}, TypeError, "keep must be a number >= 0 and <= 1, got None"),
+        ({"across": "column"}, ValueError, "across must be 'depth' or 'network', got 'column'"),
         ({"label": 10}, ValueError, "the column of task 10 has no lateral connections to prune"),
         ({"label": 3}, ValueError, "label: there is no column for task 3"),
         ({"network": conv_network(None)}, ValueError, "the column of task 12 has no lateral connections to prune"),
@@ -209,7 +211,7 @@ def test_curve_of_trained_columns(digits_arrays, adapter):
         (
             {"sensitivity": values(columns=1)},
             ValueError,
-            "sensitivity: expected 5 finite values for depth 0 of column 1",
+            "sensitivity must have 5 finite values for depth 0 of column 1",
         ),
         ({"sensitivity": values() | {(1, 0): torch.ones(7)}}, ValueError, "6 finite values for depth 1 of column 0"),
         (
@@ -217,7 +219,7 @@ def test_curve_of_trained_columns(digits_arrays, adapter):
             ValueError,
             "7 finite values for depth 2 of column 1",
         ),
-        ({"sensitivity": [1, 2]}, TypeError, "sensitivity: expected a sensitivity or a mapping, got a list"),
+        ({"sensitivity": [1, 2]}, TypeError, "sensitivity must be a sensitivity or a mapping, got a list"),
     ],
 )
 def test_bad_input(change, error, message):

@@ -260,8 +260,8 @@ def test_own_generators():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"labels": "empirical"}, ValueError, "labels: expected 'exact' or 'sampled', got 'empirical'"),
-        ({"normalise": "column"}, ValueError, "normalise: expected 'layer' or 'map', got 'column'"),
+        ({"labels": "empirical"}, ValueError, "labels must be 'exact' or 'sampled', got 'empirical'"),
+        ({"normalise": "column"}, ValueError, "normalise must be 'layer' or 'map', got 'column'"),
         ({"label": 7}, ValueError, r"label: there is no column for task 7; the tasks so far are \[10, 11\]"),
         ({"batches": []}, ValueError, "batches is empty"),
         ({"batches": [images(0)]}, ValueError, "batches is empty"),
@@ -271,7 +271,7 @@ def test_own_generators():
             ValueError,
             r"tasks \[10, 11\] for label=1",
         ),
-        ({"network": nn.Linear(2, 2)}, TypeError, "network: expected a ProgressiveNetwork, got a Linear"),
+        ({"network": nn.Linear(2, 2)}, TypeError, "network must be a ProgressiveNetwork, got a Linear"),
         ({"batches": [images(2) * torch.nan]}, ValueError, "Fisher at depth 0 of column 0 is not finite"),
     ],
 )
@@ -302,7 +302,7 @@ def test_spectra_are_sorted_by_column_and_over_source_maps():
     assert effective_maps(afs_spectrum(alone, 0).source) == 0
     assert effective_maps(torch.tensor([0.3, 0.3, 0.0])) == pytest.approx(2)
     assert effective_maps(torch.tensor([1.0, 0.5])) == pytest.approx(1.8)
-    with pytest.raises(ValueError, match="depth: expected 0 to 2, got 3"):
+    with pytest.raises(ValueError, match="depth must be an integer >= 0 and <= 2, got 3"):
         afs_spectrum(found, 3)
 
 
@@ -326,7 +326,7 @@ def test_the_figure_shows_the_numbers(tmp_path):
     assert [t.get_text() for panel in drawn.axes for t in panel.texts] == ["0.20", "0.80", "0.00", "0.00"]
     assert drawn.get_suptitle() == "APS of task 3"
     drawn.savefig(tmp_path / "figure.png")
-    with pytest.raises(ValueError, match="columns: expected 3 names, got 1"):
+    with pytest.raises(ValueError, match="columns must be 3 names, got 1"):
         sensitivity_figure(found, columns=["one"])
 
 

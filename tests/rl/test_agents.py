@@ -152,7 +152,7 @@ def test_it_learns_which_arm_is_best(make_strategy, best):
     assert sum(e.total for e in played(strategy, benchmark)) / 40 > 0.9
 
 
-def test_epsilon_falls_by_the_tasks_own_timer():
+def test_each_task_has_its_own_epsilon_schedule():
     strategy = dqn(epsilon_wait=10, epsilon_steps=100, epsilon_end=0.1)
     found = []
     for steps in (0, 10, 60, 110, 500):
@@ -233,6 +233,7 @@ def test_a_network_is_given_bytes_as_fractions():
     class Bytes(Counting):
         def __init__(self, num_envs):
             super().__init__(num_envs)
+            self.single_observation_space = gym.spaces.Box(0, 255, (3,), np.uint8)
 
         def seen(self):
             return (super().seen() * 51).astype("uint8")

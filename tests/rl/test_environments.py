@@ -142,14 +142,17 @@ def test_rewards_are_the_games_own():
         ({"game": "MsPacman"}, "game: there is no 'MsPacman' that ALE can play; did you mean 'ms_pacman'"),
         ({"game": "ALE/Pong-v5"}, "did you mean 'pong'"),
         ({"game": "combat"}, "it has adventure, air_raid"),  # a file without rules, on which ALE ends the process
-        ({"noop_max": -1}, "noop_max must be at least 0, got -1"),
-        ({"frameskip": 0}, "frameskip must be at least 1"),
-        ({"max_frames": 0}, "max_frames must be at least 1"),
-        ({"threads": -1}, "threads must be at least 0"),
+        ({"noop_max": -1}, "noop_max must be an integer >= 0, got -1"),
+        ({"frameskip": 0}, "frameskip must be an integer >= 1, got 0"),
+        ({"max_frames": 0}, "max_frames must be an integer >= 1, got 0"),
+        ({"threads": -1}, "threads must be an integer >= 0, got -1"),
         ({"first_core": 0}, "first_core: pass threads, too, how many cores from 0 on; it is 0"),
-        ({"first_core": -1, "threads": 1}, "first_core: 1 threads from core -1 on, and this process may use the cores"),
+        (
+            {"first_core": -1, "threads": 1},
+            "first_core must be an integer >= 0, or None for the system's choice, got -1",
+        ),
         ({"first_core": 0, "threads": 4096}, "first_core: 4096 threads from core 0 on"),
-        ({"sticky_actions": 1.5}, "sticky_actions must be a probability"),
+        ({"sticky_actions": 1.5}, "sticky_actions must be a number >= 0 and <= 1, got 1.5"),
     ],
 )
 def test_atari_says_what_is_wrong(arguments, said):
@@ -161,7 +164,7 @@ def test_atari_says_what_is_wrong(arguments, said):
 def test_wrong_actions_and_seeds_are_refused_before_ale_sees_them():
     pytest.importorskip("ale_py")
     make = AtariEnv(game="pong", full_actions=False, threads=1)
-    with pytest.raises(ValueError, match="num_envs must be at least 1"):
+    with pytest.raises(ValueError, match="num_envs must be an integer >= 1, got 0"):
         make(0)
     env = make(1)
     for seed in (-1, 2**31):
@@ -379,7 +382,7 @@ def test_scores_are_0_for_random_play_and_1_for_people():
     assert human_normalised("pong", 20.0) == 1.0
     assert human_normalised("pong", 20.0, clip=False) == pytest.approx(40.7 / 35.3)
     assert human_normalised("fishing_derby", -197.7) == pytest.approx(-2.0)  # nothing is clipped below
-    with pytest.raises(ValueError, match="game: expected one of alien, asterix"):
+    with pytest.raises(ValueError, match="game must be 'alien', 'asterix'"):
         human_normalised("tetris", 1.0)
 
 

@@ -32,7 +32,7 @@ def test_a_benchmark_has_a_visit_for_each_name_and_a_test_for_each_task():
     ("arguments", "said"),
     [
         ({"tasks": {}, "steps": 1}, "tasks: expected at least one"),
-        ({"steps": 0}, "steps: expected at least 1"),
+        ({"steps": 0}, "steps must be an integer >= 1, got 0"),
         ({"steps": {"b": 1}}, r"steps: it has no value for \['a'\]"),
         ({"steps": 1, "schedule": []}, "schedule: expected at least one visit"),
         ({"steps": 1, "schedule": ["c"]}, r"schedule: no such tasks \['c'\]; the tasks are \['a'\]"),
@@ -237,7 +237,7 @@ def test_stacked_frames_take_a_quarter_of_the_memory():
 
 
 def test_a_buffer_without_transitions_says_so():
-    with pytest.raises(ValueError, match="capacity: expected at least 2 steps of 4 environments, got 7"):
+    with pytest.raises(ValueError, match="capacity must be an integer >= 8, got 7"):
         ReplayBuffer(7, 4)
     with pytest.raises(ValueError, match="no transitions"):
         ReplayBuffer(8, 4).sample(1)

@@ -270,9 +270,9 @@ def test_recognition_needs_an_agent(digits_split):
     from avalanche.training import Naive
 
     for arguments, said in (
-        ({"every": 0}, "every: expected at least 1, got 0"),
-        ({"agreeing": 0}, "agreeing: expected at least 1, got 0"),
-        ({"least_held": -1}, "least_held: expected at least 0, got -1"),
+        ({"every": 0}, "every must be an integer >= 1, got 0"),
+        ({"agreeing": 0}, "agreeing must be an integer >= 1, got 0"),
+        ({"least_held": -1}, "least_held must be an integer >= 0, got -1"),
     ):
         with pytest.raises(ValueError, match=said):
             TaskRecognitionPlugin(TaskRecognition(shape=(1,)), **arguments)
