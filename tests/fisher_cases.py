@@ -6,8 +6,9 @@ import torch
 from avalanche.models import MTSimpleMLP
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-RELATIVE = 1e-6
+RELATIVE = {torch.float64: 1e-6, torch.float32: 1e-5}
 
 
 class Twice(nn.Module):
@@ -70,6 +71,72 @@ class SequenceFirst(nn.Module):
 
     def forward(self, x):  # (N, 2, 4)
         return self.out(self.layer(x.transpose(0, 1)).tanh().sum(0))
+
+
+class SumOfWeights(nn.Module):
+    """Autograd hands out one tensor as the gradient of both weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(3, 5))
+
+    def forward(self, x):
+        return x @ (self.a + self.b).T
+
+
+class Views(nn.Module):
+    """Parameters that are used through views, and one whose elements lie in the same place."""
+
+    def __init__(self):
+        super().__init__()
+        self.row, self.flat = nn.Parameter(torch.randn(1, 5) / 8), nn.Parameter(torch.randn(18))
+        self.expanded = nn.Parameter(torch.randn(1, 1).expand(6, 5))
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x):
+        weight = self.row.expand(6, 5) * torch.arange(1, 7, dtype=x.dtype).unsqueeze(1) + self.expanded
+        hidden = (x @ weight.T).tanh()
+        return self.out(hidden) + hidden @ self.flat.view(3, 6).T
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.out(self.second(self.first(x).tanh()).tanh())
+
+
+class Tokens(nn.Module):
+    """Embeddings of tokens that come several times in a sample."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(6, 4, **options), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(self.embed(x).sum(1).tanh())
+
+
+class Checkpointed(nn.Module):
+    """A layer that runs again in the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(checkpoint(lambda x: self.layer(x).tanh(), x, use_reentrant=False))
+
+
+def normed():
+    parametrizations = nn.utils.parametrizations
+    first, last = parametrizations.weight_norm(nn.Linear(5, 4)), parametrizations.spectral_norm(nn.Linear(4, 3))
+    return nn.Sequential(first, nn.Tanh(), last)
 
 
 class Experts(nn.Module):
@@ -155,11 +222,23 @@ MODELS = {
     "attention": (Attention, None),
     "attention, tied": (lambda: Attention(tied=True), None),
 }
+ODD_MODELS = {
+    "sum of weights": (SumOfWeights, VECTORS),
+    "views": (Views, VECTORS),
+    "tied layers": (Tied, VECTORS),
+    "tokens, by frequency": (lambda: Tokens(scale_grad_by_freq=True, padding_idx=0), None),
+    "checkpointed": (Checkpointed, VECTORS),
+    "weight and spectral norm": (normed, VECTORS),
+}
 
 
-def make(name, samples=5):
+ALL_MODELS = MODELS | ODD_MODELS
+"""Those that use their parameters in layers, and those that do so otherwise."""
+
+
+def make(name, samples=5, dtype=torch.float64):
     torch.manual_seed(0)
-    build, shape = MODELS[name]
+    build, shape = ALL_MODELS[name]
     model = build().double()
     for module in model.modules():  # running statistics unlike those of the batch
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -168,8 +247,8 @@ def make(name, samples=5):
     if shape is None:
         x = torch.randint(0, 6, (samples, 4))
     else:
-        x = torch.randn(samples, *shape, dtype=torch.float64)
-    return model, x, torch.randint(0, 3, (samples,))
+        x = torch.randn(samples, *shape, dtype=torch.float64).to(dtype)
+    return model.to(dtype), x, torch.randint(0, 3, (samples,))
 
 
 def two_heads():
@@ -190,7 +269,9 @@ def batches(x, y, size):
     return list(zip(x.split(size), y.split(size), strict=True))
 
 
-def assert_same(fisher, expected, relative=RELATIVE):
+def assert_same(fisher, expected, relative=None):
     assert fisher.keys() == expected.keys()
     for name, value in fisher.items():
-        torch.testing.assert_close(value, expected[name], rtol=relative, atol=relative * float(expected[name].max()))
+        limit = RELATIVE[value.dtype] if relative is None else relative
+        largest = float(expected[name].max())
+        torch.testing.assert_close(value.double(), expected[name].double(), rtol=limit, atol=limit * largest)

@@ -1,15 +1,15 @@
 """What EWC refuses or warns about before it can go wrong silently."""
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
+from operator import index
 from typing import Any
 
-from avalanche.training.templates import SupervisedMetaLearningTemplate
-from torch import Tensor
 from torch.optim import SGD, Optimizer
 
+from avl_plugins.ewc.criterion import sums_over_batch
 from avl_plugins.ewc.penalty import QuadraticPenalty
+from avl_plugins.tasks.boundaries import Task
 
 
 def refuse_avalanche_arguments(
@@ -32,48 +32,6 @@ def refuse_avalanche_arguments(
             "keep_importance_data does not exist here: the tasks' penalties are folded into one without loss, and "
             "`importances` holds the latest task's. Leave it out"
         )
-
-
-def refuse_meta_learning(strategy: Any) -> None:
-    """Raise ValueError for the template that never calls `before_backward`: the penalty would have no effect."""
-    if isinstance(strategy, SupervisedMetaLearningTemplate):
-        raise ValueError(
-            f"{type(strategy).__name__} is a meta-learning strategy, whose inner and outer updates have no place for "
-            "EWC's penalty: use EWCPlugin with a strategy derived from SupervisedTemplate"
-        )
-
-
-def experience_name(strategy: Any) -> str:
-    """What messages call the current experience."""
-    return f"experience {getattr(strategy.experience, 'current_experience', None)}"
-
-
-def check_finite_loss(strategy: Any, loss: Tensor, penalty: Tensor) -> None:
-    """Raise ValueError if `loss`, which is `strategy.loss` plus the penalty, is NaN or infinite."""
-    if not math.isfinite(loss.sum().item()):
-        raise ValueError(
-            f"the loss is not finite in {experience_name(strategy)}, step {strategy.clock.train_exp_iterations}: "
-            f"{strategy.loss.sum().item():g} plus EWC's penalty {penalty.item():g}. Lower the learning rate; if the "
-            "penalty has diverged, step='proximal' is stable for any ewc_lambda"
-        )
-
-
-def check_choice(argument: str, value: Any, choices: Sequence[str], hint: str = "") -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
-
-
-def check_number(
-    argument: str, value: Any, *, low: float, high: float = math.inf, open_low: bool = False, integer: bool = False
-) -> None:
-    """Raise TypeError or ValueError unless `value` is a finite number within the bounds."""
-    if isinstance(value, bool) or not isinstance(value, int if integer else int | float):
-        raise TypeError(f"{argument} must be {'an integer' if integer else 'a number'}, got {value!r}")
-    too_low = value <= low if open_low else value < low
-    if not math.isfinite(value) or too_low or value > high:
-        bounds = f"{'>' if open_low else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
-        raise ValueError(f"{argument} must be finite and {bounds}, got {value}")
 
 
 def warn_if_unstable(penalty: QuadraticPenalty, optimizer: Optimizer, parameters: Mapping[str, Any]) -> bool:
@@ -105,17 +63,32 @@ def warn_if_unstable(penalty: QuadraticPenalty, optimizer: Optimizer, parameters
     return True
 
 
-def warn_if_class_incremental(seen: dict[int, set[int]], experience: Any) -> bool:
-    """Add the experience's classes to `seen` (task label -> classes); warn if a trained head gets new classes.
+def warn_if_sum(strategy: Any) -> bool:
+    """Warn of a criterion that is a sum: the more samples in a mini-batch, the less a value of lambda weighs.
+
+    Returns whether it warned.
+    """
+    if not sums_over_batch(strategy):
+        return False
+    warnings.warn(
+        "the criterion is a sum over the mini-batch (reduction='sum'), so that what ewc_lambda weighs scales with the "
+        "batch size: a value found with a mean is to be multiplied by train_mb_size. Use reduction='mean'",
+        UserWarning,
+        stacklevel=2,
+    )
+    return True
+
+
+def warn_if_class_incremental(seen: dict[int, set[int]], task: Task) -> bool:
+    """Add the task's classes to `seen` (task label -> classes); warn if a trained head gets new classes.
 
     New classes under a task label trained before are the class-incremental setting, in which EWC is known to fail
     (van de Ven & Tolias 2019). Returns whether it warned.
     """
-    classes = getattr(experience, "classes_in_this_experience", None)
+    classes = _classes(task)
     if not classes:
         return False
-    classes = {int(c) for c in classes}
-    labels = {int(t) for t in getattr(experience, "task_labels", None) or (0,)}
+    labels = {int(t) for e in task.experiences for t in getattr(e, "task_labels", None) or (0,)}
     new = classes - set().union(*(seen[t] for t in labels)) if labels <= seen.keys() else set()
     if new:
         warnings.warn(
@@ -128,3 +101,11 @@ def warn_if_class_incremental(seen: dict[int, set[int]], experience: Any) -> boo
     for t in labels:
         seen[t] = seen.get(t, set()) | classes
     return bool(new)
+
+
+def _classes(task: Task) -> set[int]:
+    """The classes that Avalanche says a task has; none where targets are vectors or numbers."""
+    try:
+        return {index(c) for e in task.experiences for c in getattr(e, "classes_in_this_experience", None) or ()}
+    except TypeError:
+        return set()

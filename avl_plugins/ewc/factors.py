@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from avl_plugins.ewc.kronecker_block import KroneckerBlock, Shapes
-from avl_plugins.ewc.per_sample import SquaredGradients, Sums, _Plan
+from avl_plugins.ewc.per_sample import SquaredGradients, _Plan
 from avl_plugins.ewc.rules import MAX_ELEMENTS, unfolded
+from avl_plugins.ewc.sums import Sums
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 

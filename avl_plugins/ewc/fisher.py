@@ -11,16 +11,20 @@ continual learning").
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from avl_plugins.ewc.likelihood import make_likelihood
+from avl_plugins.ewc.evaluating import evaluating, refuse_batch_statistics
+from avl_plugins.ewc.likelihood import Likelihood, make_likelihood
 from avl_plugins.ewc.per_sample import SquaredGradients
+from avl_plugins.ewc.samples import by_task, parse
 from avl_plugins.ewc.subset import Batch, Selectable, random_subset, take_random
+from avl_plugins.ewc.sums import Sums, outputs_of, wide
+from avl_plugins.tasks.arguments import check_choice, check_count
 
 Labels = Literal["exact", "sampled", "empirical", "batch"]
 """Over which labels the squared gradient is averaged.
@@ -38,7 +42,7 @@ def diagonal_fisher(
     batches: Iterable[Any],
     *,
     labels: Labels = "exact",
-    likelihood: Literal["categorical", "bernoulli", "gaussian"] | Callable[[Tensor], Distribution] = "categorical",
+    likelihood: str | Callable[[Tensor], Distribution] | Likelihood = "categorical",
     max_samples: int | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
@@ -92,24 +96,22 @@ def sum_over_samples(
     make_sums: Callable[[nn.Module, Callable[[Tensor, Tensor | None], list[Tensor]]], SquaredGradients],
     *,
     labels: Labels,
-    likelihood: Any,
+    likelihood: str | Callable[[Tensor], Distribution] | Likelihood,
     max_samples: int | None,
     generator: torch.Generator | None,
-) -> tuple[dict[str, Tensor], int]:
+) -> tuple[Sums, int]:
     """Add up what `make_sums(model, scores)` returns for the samples, and count them.
 
     The other arguments, what is left as it was and what is raised are `diagonal_fisher`'s.
     """
-    if labels not in get_args(Labels):
-        raise ValueError(f"labels must be one of {', '.join(map(repr, get_args(Labels)))}, got {labels!r}")
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples must be at least 1 or None for all, got {max_samples}")
+    check_choice("labels", labels, get_args(Labels))
+    check_count("max_samples", max_samples, none="all of them")
     chosen = make_likelihood(likelihood)
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not params:
         raise ValueError("the model has no parameter that requires gradients, so there is no Fisher to compute")
     if labels != "batch":
-        _refuse_batch_statistics(model)
+        refuse_batch_statistics(model)
     if generator is None:
         generator = torch.Generator().manual_seed(torch.initial_seed())
     device = next(iter(params.values())).device
@@ -118,28 +120,31 @@ def sum_over_samples(
         return torch.rand(shape, generator=generator, dtype=torch.float64)
 
     def scores(z: Tensor, y: Tensor | None) -> list[Tensor]:
+        chosen.check(z, y, labels)
         if labels == "exact":
             return list(chosen.exact(z))
         y = chosen.sample(z, uniform) if labels == "sampled" else y
         return [chosen.score(z, y)]  # type: ignore[arg-type]
 
     sums_of = make_sums(model, scores)
-    totals = {n: torch.zeros_like(p, dtype=_wide(p.dtype)) for n, p in params.items()}
+    totals = {n: torch.zeros_like(p, dtype=wide(p.dtype)) for n, p in params.items()}
     count = 0
-    with _evaluating(model, device):
+    with evaluating(model, device):
         stream: Iterator[Batch]
         if max_samples is None:
-            stream = map(_parse, batches)
+            stream = map(partial(parse, model), batches)
         elif isinstance(batches, Selectable):
-            stream = map(_parse, take_random(batches, max_samples, generator))
+            stream = map(partial(parse, model), take_random(batches, max_samples, generator))
         else:
-            stream = random_subset(map(_parse, batches), max_samples, generator)
+            stream = random_subset(map(partial(parse, model), batches), max_samples, generator)
         for batch in stream:
-            for x, y, task in _by_task(model, batch, device):
+            for x, y, task in by_task(model, batch, device):
+                if y is None and labels not in ("exact", "sampled"):
+                    raise ValueError(f"labels={labels!r} needs targets, and y is None")
                 if labels == "batch":
-                    sums = _square_of_batch_gradient(model, params, chosen, x, y, task)
+                    sums = _square_of_batch_gradient(model, params, chosen, x, y, task)  # type: ignore[arg-type]
                 else:
-                    sums = sums_of(x, None if labels in ("exact", "sampled") else y, task)
+                    sums = sums_of(x, y, task)
                 for name, value in sums.items():
                     totals[name] += value
                 count += 1 if labels == "batch" else len(x)
@@ -158,69 +163,12 @@ def check_finite_fisher(fisher: Mapping[str, Tensor]) -> None:
             )
 
 
-def _refuse_batch_statistics(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise ValueError(
-                f"layer {name!r} ({type(module).__name__}) has no running statistics, so its outputs depend on the "
-                "whole batch and a single sample has no gradient of its own: build it with track_running_stats=True"
-            )
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Half precision cannot add up thousands of small squares."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-@contextmanager
-def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode, gradients on, and everything as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    model.eval()
-    try:
-        with (
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-            torch.enable_grad(),
-            # cuDNN's recurrent layers have no backward pass in eval mode.
-            torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not recurrent),
-        ):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _parse(batch: Any) -> Batch:
-    if isinstance(batch, Mapping):
-        if "x" not in batch or "y" not in batch:
-            raise TypeError(f"a batch given as a mapping needs keys 'x' and 'y', got {sorted(batch)}")
-        return batch["x"], batch["y"], batch.get("t")
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
-        raise TypeError(f"batches must yield (x, y), (x, y, t) or mappings, got {type(batch).__name__}")
-    return batch[0], batch[1], batch[-1] if len(batch) > 2 else None
-
-
-def _by_task(model: nn.Module, batch: Batch, device: torch.device) -> Iterator[tuple[Tensor, Tensor, int | None]]:
-    """The batch on the model's device, split by task label for a multi-task model."""
-    x, y, t = batch
-    if len(x) == 0:
-        return
-    x, y = x.to(device), torch.as_tensor(y).to(device)
-    if not hasattr(model, "forward_single_task"):
-        yield x, y, None
-    elif t is None:
-        raise ValueError("the model is multi-task, so batches must yield (x, y, t) with task labels t")
-    else:
-        t = torch.as_tensor(t).expand(len(x)).to(device)
-        for task in t.unique().tolist():
-            rows = t == task
-            yield x[rows], y[rows], int(task)
-
-
 def _square_of_batch_gradient(
-    model: nn.Module, params: dict[str, nn.Parameter], likelihood: Any, x: Tensor, y: Tensor, task: int | None
-) -> dict[str, Tensor]:
-    z = model(x) if task is None else model(x, task)
-    grads = torch.autograd.grad(z, list(params.values()), likelihood.score(z.detach(), y) / len(x), allow_unused=True)
-    return {n: g.square() for n, g in zip(params, grads, strict=True) if g is not None}
+    model: nn.Module, params: dict[str, nn.Parameter], chosen: Likelihood, x: Tensor, y: Tensor, task: int | None
+) -> Sums:
+    z = outputs_of(model, x, task)
+    chosen.check(z.detach(), y, "batch")
+    if not z.requires_grad:
+        return {}
+    grads = torch.autograd.grad(z, list(params.values()), chosen.score(z.detach(), y) / len(x), allow_unused=True)
+    return {n: g.to_dense().to(wide(g.dtype)).square() for n, g in zip(params, grads, strict=True) if g is not None}

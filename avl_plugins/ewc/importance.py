@@ -1,22 +1,9 @@
 """From a finished experience to the importances that enter the penalty."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def finished_task(experience: Any, parts: int) -> Any | None:
-    """The experience whose end is a task's end: itself, or the whole that an online stream was cut from.
-
-    None inside an online stream with known task boundaries, before the last part. `parts` counts the parts so far,
-    this one included: Avalanche does not mark the last one where the parts' size divides the whole's.
-    """
-    if not getattr(experience, "access_task_boundaries", False):
-        return experience
-    last = experience.is_last_subexp or parts == experience.sub_stream_length
-    return experience.origin_experience if last else None
 
 
 def uniform_importances(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -24,13 +11,19 @@ def uniform_importances(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.ones_like(p, requires_grad=False) for name, p in parameters.items()}
 
 
-def check_not_zero(importances: Mapping[str, Tensor], task: str) -> None:
-    """Raise ValueError if no parameter has any importance."""
-    if not any(f.any() for f in importances.values()):
-        raise ValueError(
-            f"the Fisher of {task} is zero for every protected parameter, so EWC would protect nothing: the model is "
-            "saturated, or include and exclude leave parameters that its outputs do not depend on"
-        )
+def is_zero(importances: Mapping[str, Tensor]) -> bool:
+    """Whether no parameter has any importance."""
+    return not any(bool(f.any()) for f in importances.values())
+
+
+def why_zero(task: str, max_samples: int | None) -> str:
+    """What a message says of a Fisher that is zero everywhere."""
+    drawn = f", max_samples={max_samples} has drawn none of the others" if max_samples is not None else ""
+    return (
+        f"the Fisher of {task} is zero for every protected parameter, so EWC has nothing to protect: the model is "
+        "saturated, which is to say so certain of its answers that nothing changes them (stop earlier, or use label "
+        f"smoothing){drawn}, or include and exclude leave parameters that its outputs do not depend on"
+    )
 
 
 def normalised(importances: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,5 +36,5 @@ def normalised(importances: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def copied_generator(generator: torch.Generator | None, seed: int | None) -> torch.Generator:
     """A copy of the generator; where there is none yet, a new one from `seed` (None: `torch.initial_seed()`)."""
     if generator is None:
-        return torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
+        return torch.Generator().manual_seed(torch.initial_seed() if seed is None else int(seed))
     return torch.Generator().set_state(generator.get_state())

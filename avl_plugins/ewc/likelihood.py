@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn import functional
 
+from avl_plugins.tasks.arguments import check_choice
+
 IGNORE_INDEX = -100
 """Label of a position that has no class (PyTorch's default in `cross_entropy`); it adds nothing to log p."""
 
@@ -30,31 +32,57 @@ Any g_c whose outer products add up to E_y[g g^T] will do; the fewer, the fewer 
 class Categorical:
     """Softmax over dimension 1: outputs (N, K), or (N, K, d1, ...) with one class a position.
 
-    For dense outputs log p(y | x) is the sum over the positions whose label is not -100.
+    Targets are class numbers (N, d1, ...), or probabilities (N, K, d1, ...), one-hot for example. For dense outputs
+    log p(y | x) is the sum over the positions whose class number is not `ignore_index`.
     """
 
-    def check(self, z: Tensor) -> None:
-        """Raise ValueError unless the outputs have a class dimension."""
-        if z.ndim < 2:
+    def __init__(self, ignore_index: int = IGNORE_INDEX):
+        self.ignore_index = ignore_index
+
+    def check(self, z: Tensor, y: Tensor | None, labels: str) -> None:
+        """Raise ValueError unless the outputs have a dimension of classes that the targets are of."""
+        if z.ndim < 2 or z.shape[1] < 2:
             raise ValueError(
-                f"likelihood='categorical' needs outputs of shape (N, classes, ...), got {tuple(z.shape)}; "
-                "for one logit a sample use likelihood='bernoulli'"
+                f"likelihood='categorical' needs outputs (N, classes, ...) of two classes or more, got "
+                f"{tuple(z.shape)}; for one logit a sample use likelihood='bernoulli', for a number 'gaussian'"
+            )
+        shape = (len(z), *z.shape[2:])
+        if y is not None and y.shape != z.shape and (y.shape != shape or y.is_floating_point()):
+            hint = ""
+            if z.ndim > 2 and y.shape == z.shape[:-1]:
+                hint = "; the model seems to have its classes last: return outputs.movedim(-1, 1)"
+            elif y.is_floating_point():
+                hint = "; for targets that are numbers use likelihood='gaussian', for yes or no 'bernoulli'"
+            raise ValueError(
+                f"likelihood='categorical' has the classes in dimension 1, so that outputs {tuple(z.shape)} need "
+                f"integer targets {shape} or probabilities {tuple(z.shape)}, got {y.dtype} {tuple(y.shape)}{hint}"
+            )
+        if y is not None and y.shape == z.shape:
+            totals = y.sum(1, dtype=torch.float64)
+            if float(y.min()) < 0 or float((totals - 1).abs().max()) > 0.01:
+                raise ValueError(
+                    "likelihood='categorical' takes targets of the outputs' shape for probabilities, which are not "
+                    "negative and sum to 1 over the classes; for targets that are numbers use likelihood='gaussian', "
+                    "for independent yes or no 'bernoulli'"
+                )
+        if labels == "exact" and z.ndim > 2:
+            raise ValueError(
+                f"labels='exact' would enumerate every labelling of outputs of shape {tuple(z.shape)}; "
+                "use labels='sampled', which draws one label a position"
             )
 
     def score(self, z: Tensor, y: Tensor) -> Tensor:
-        """One-hot(y) - softmax(z), zero where y is -100."""
-        self.check(z)
+        """One-hot(y) - softmax(z), zero where y is `ignore_index`; for probabilities, the cross-entropy's gradient."""
+        if y.shape == z.shape:
+            y = y.to(z)
+            return y - z.softmax(1) * y.sum(1, keepdim=True)
         y = y.long()
-        keep = y != IGNORE_INDEX
-        low, high = int(y.min()), int(y.max())
-        if (low < 0 and bool((y[keep] < 0).any())) or high >= z.shape[1]:
-            raise ValueError(f"labels run from {low} to {high}, but the outputs have {z.shape[1]} classes")
-        one_hot = functional.one_hot(y.where(keep, torch.zeros_like(y)), z.shape[1]).movedim(-1, 1)
+        keep = y != self.ignore_index
+        one_hot = _one_hot(y.where(keep, torch.zeros_like(y)), z.shape[1]).movedim(-1, 1)
         return (one_hot - z.softmax(1)) * keep.unsqueeze(1)
 
     def sample(self, z: Tensor, uniform: Uniform) -> Tensor:
         """Labels drawn from softmax(z) by inverse CDF: one uniform a sample (a position, for dense outputs)."""
-        self.check(z)
         cdf = z.double().softmax(1).movedim(1, -1).cumsum(-1)
         u = uniform(cdf.shape[:-1]).to(cdf) * cdf[..., -1]
         drawn = torch.searchsorted(cdf.contiguous(), u.unsqueeze(-1).contiguous(), right=True).squeeze(-1)
@@ -67,12 +95,6 @@ class Categorical:
         and zero above it. The last column is zero, so that K classes take K - 1 passes, and two classes a single one;
         so is the column of a class that no sample can have (a masked logit), which is left out.
         """
-        self.check(z)
-        if z.ndim > 2:
-            raise ValueError(
-                f"labels='exact' would enumerate every labelling of outputs of shape {tuple(z.shape)}; "
-                "use labels='sampled', which draws one label a position"
-            )
         p = z.softmax(1, dtype=torch.promote_types(z.dtype, torch.float32))
         rest = p.flip(1).cumsum(1).flip(1)  # r_k, in sums of positive terms
         tiny = torch.finfo(p.dtype).tiny
@@ -85,11 +107,27 @@ class Categorical:
 
 
 class Bernoulli:
-    """Independent binary labels with logits z of any shape (N, ...); y holds 0 or 1 in the same shape."""
+    """Independent binary labels with logits z of any shape (N, ...); y holds 0 to 1 in the same shape.
+
+    Class numbers (N,) are taken for logits (N, K), too: whether a sample is of each class, one against the rest.
+    """
+
+    def check(self, z: Tensor, y: Tensor | None, labels: str) -> None:
+        """Raise ValueError unless there is a target from 0 to 1 for each output, or a class number for each sample."""
+        if y is None or _one_vs_rest(z, y):
+            return
+        _refuse_other_shape("bernoulli", z, y, " (or class numbers, for outputs of shape (N, classes))")
+        if y.numel() and not (0 <= float(y.min()) <= float(y.max()) <= 1):
+            raise ValueError(
+                f"likelihood='bernoulli' needs targets from 0 to 1, got {float(y.min()):g} to {float(y.max()):g}; "
+                "for targets that are numbers use likelihood='gaussian'"
+            )
 
     def score(self, z: Tensor, y: Tensor) -> Tensor:
         """Y - sigmoid(z)."""
-        return _as(y, z) - z.sigmoid()
+        if _one_vs_rest(z, y):
+            y = _one_hot(y, z.shape[1])
+        return y.reshape(z.shape).to(z) - z.sigmoid()
 
     def sample(self, z: Tensor, uniform: Uniform) -> Tensor:
         """One uniform an output."""
@@ -104,9 +142,14 @@ class Bernoulli:
 class Gaussian:
     """Independent normal targets with mean z and unit variance: log p = -1/2 |y - z|^2 + const."""
 
+    def check(self, z: Tensor, y: Tensor | None, labels: str) -> None:
+        """Raise ValueError unless there is a target for each output."""
+        if y is not None:
+            _refuse_other_shape("gaussian", z, y, "; for class numbers use likelihood='categorical'")
+
     def score(self, z: Tensor, y: Tensor) -> Tensor:
         """Y - z."""
-        return _as(y, z) - z
+        return y.reshape(z.shape).to(z) - z
 
     def sample(self, z: Tensor, uniform: Uniform) -> Tensor:
         """One uniform an output, through the normal quantile function."""
@@ -138,6 +181,23 @@ class FromDistribution:
             )
         return distribution
 
+    def check(self, z: Tensor, y: Tensor | None, labels: str) -> None:
+        """Raise ValueError unless the distribution is of N samples of the targets' shape, and can do what it has to."""
+        distribution = self._distribution(z)
+        shape = distribution.batch_shape + distribution.event_shape
+        enumerable = distribution.has_enumerate_support and distribution.batch_shape == z.shape[:1]
+        if labels == "exact" and not enumerable:
+            raise ValueError(
+                f"labels='exact' cannot enumerate {type(distribution).__name__} with batch shape "
+                f"{tuple(distribution.batch_shape)}; use labels='sampled'"
+            )
+        if shape[:1] != z.shape[:1] or (y is not None and y.shape != shape):
+            targets = "unknown" if y is None else tuple(y.shape)
+            raise ValueError(
+                f"likelihood makes {type(distribution).__name__} of shape {tuple(shape)} of outputs {tuple(z.shape)}, "
+                f"which does not fit the targets' shape {targets}; give y=None where targets are not known"
+            )
+
     def score(self, z: Tensor, y: Tensor) -> Tensor:
         """D log_prob(y) / dz by automatic differentiation."""
         with torch.enable_grad():
@@ -154,11 +214,6 @@ class FromDistribution:
     def exact(self, z: Tensor) -> Scores:
         """Every value of the support, by the root of its probability."""
         distribution = self._distribution(z)
-        if not distribution.has_enumerate_support or distribution.batch_shape != z.shape[:1]:
-            raise ValueError(
-                f"labels='exact' cannot enumerate {type(distribution).__name__} with batch shape "
-                f"{tuple(distribution.batch_shape)}; use labels='sampled'"
-            )
         for y in distribution.enumerate_support():
             root = (distribution.log_prob(y) / 2).exp()
             yield self.score(z, y) * root.reshape(-1, *[1] * (z.ndim - 1))
@@ -172,22 +227,37 @@ _NAMED: dict[str, type[Categorical] | type[Bernoulli] | type[Gaussian]] = {
 }
 
 
-def make_likelihood(likelihood: str | Callable[[Tensor], Distribution]) -> Likelihood:
+def make_likelihood(likelihood: str | Callable[[Tensor], Distribution] | Likelihood) -> Likelihood:
     """Turn the `likelihood` argument into its object; ValueError for an unknown name."""
+    if isinstance(likelihood, Likelihood):
+        return likelihood
     if callable(likelihood):
         return FromDistribution(likelihood)
-    if likelihood not in _NAMED:
-        raise ValueError(
-            f"likelihood must be one of {', '.join(map(repr, _NAMED))} or a callable from outputs to a "
-            f"torch.distributions.Distribution, got {likelihood!r}"
-        )
+    check_choice(
+        "likelihood", likelihood, tuple(_NAMED), "; or a callable from outputs to a torch.distributions.Distribution"
+    )
     return _NAMED[likelihood]()
 
 
-def _as(y: Tensor, z: Tensor) -> Tensor:
-    if y.numel() != z.numel():
-        raise ValueError(f"labels of shape {tuple(y.shape)} do not match outputs of shape {tuple(z.shape)}")
-    return y.reshape(z.shape).to(z)
+def _refuse_other_shape(likelihood: str, z: Tensor, y: Tensor, hint: str) -> None:
+    """Raise ValueError unless targets and outputs have the same shape, but for dimensions of size one."""
+    if len(y) != len(z) or [n for n in y.shape[1:] if n > 1] != [n for n in z.shape[1:] if n > 1]:
+        raise ValueError(
+            f"likelihood={likelihood!r} needs a target for each output, of shape {tuple(z.shape)}{hint}, got "
+            f"{y.dtype} {tuple(y.shape)}"
+        )
+
+
+def _one_vs_rest(z: Tensor, y: Tensor) -> bool:
+    """Whether targets are class numbers (N,), of which the logits (N, K) say one against the rest."""
+    return z.ndim == 2 and z.shape[1] > 1 and y.shape == z.shape[:1] and not y.is_floating_point()
+
+
+def _one_hot(y: Tensor, classes: int) -> Tensor:
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels run from {low} to {high}, but the outputs have {classes} classes")
+    return functional.one_hot(y.long(), classes)
 
 
 def _one_output_at_a_time(scale: Tensor) -> Scores:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from avl_plugins.tasks.arguments import check_number
 
 
 class QuadraticPenalty:
@@ -90,8 +91,7 @@ class QuadraticPenalty:
         Raises:
             ValueError: as in `merge`. The penalty is then as before.
         """
-        if not (math.isfinite(decay) and decay >= 0):
-            raise ValueError(f"decay must be finite and >= 0, got {decay}")
+        check_number("decay", decay, low=0)
         precision, centre = {}, {}
         added = _scaled(importances, anchor, scale)
         for name in {**self.precision, **added}:
@@ -104,7 +104,7 @@ class QuadraticPenalty:
         self._assign(precision, centre, 0.0)
 
     def value(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """1/2 sum A (theta - c)^2 + K, a 0-d tensor, differentiable (once) in `parameters`.
+        """1/2 sum A (theta - c)^2 + K, a 0-d tensor, differentiable in `parameters`, as often as one likes.
 
         Raises:
             ValueError: a protected parameter is missing from `parameters`, or has shrunk.
@@ -124,7 +124,8 @@ class QuadraticPenalty:
     ) -> None:
         """Add scale A (theta - c) to `.grad` of the protected parameters that need gradients (default: all).
 
-        For training loops that do not differentiate `value`. A missing `.grad` is created.
+        For training loops that do not differentiate `value`. A missing `.grad` is created. A `.grad` with a graph of
+        its own (`create_graph=True`) gets the penalty's as well, so that it can be differentiated.
         """
         names = self.precision.keys() if names is None else names
         trained = [n for n in names if n in self.precision and _parameter(parameters, n).requires_grad]
@@ -134,8 +135,14 @@ class QuadraticPenalty:
         pulls = torch._foreach_sub(thetas, centres)
         torch._foreach_mul_(pulls, precisions)
         torch._foreach_mul_(pulls, scale)
-        for theta, pull in zip(thetas, pulls, strict=True):
-            theta.grad = pull if theta.grad is None else theta.grad.add_(pull)
+        for theta, precision, centre, pull in zip(thetas, precisions, centres, pulls, strict=True):
+            if theta.grad is not None and theta.grad.requires_grad:
+                with torch.enable_grad():
+                    theta.grad = theta.grad + (theta - centre) * precision * scale
+            elif theta.grad is not None and theta.grad.layout == torch.strided:
+                theta.grad.add_(pull)
+            else:  # none, or a sparse one, to which nothing dense can be added in place
+                theta.grad = pull if theta.grad is None else pull + theta.grad
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
         """Raise ValueError, naming it, if a protected parameter is missing from `parameters` or has shrunk."""
@@ -153,18 +160,18 @@ class QuadraticPenalty:
                 are not finite. The penalty is then as before.
         """
         expected = {"precision", "centre", "constant"}
-        if set(state) != expected:
-            raise ValueError(f"a penalty's state has the entries {sorted(expected)}, got {sorted(state)}")
-        precision, centre = state["precision"], state["centre"]
+        if not isinstance(state, Mapping) or set(state) != expected:
+            got = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(f"a penalty's state has the entries {sorted(expected)}, got {got}")
+        precision, centre = (_tensors(entry, state[entry]) for entry in ("precision", "centre"))
         if precision.keys() != centre.keys():
             odd = sorted(precision.keys() ^ centre.keys())
             raise ValueError(f"precision and centre of the loaded penalty name different parameters: {odd}")
+        constant = state["constant"]
+        if isinstance(constant, bool) or not isinstance(constant, int | float):
+            raise ValueError(f"the penalty's constant must be a number, got {constant!r}")
         _scaled(precision, centre, 1.0)
-        self._assign(
-            {name: tensor.detach().clone() for name, tensor in precision.items()},
-            {name: tensor.detach().clone() for name, tensor in centre.items()},
-            float(state["constant"]),
-        )
+        self._assign(precision, centre, float(constant))
 
     def _assign(self, precision: dict[str, Tensor], centre: dict[str, Tensor], constant: float) -> None:
         for name, tensor in precision.items():
@@ -216,15 +223,26 @@ class _Distance(torch.autograd.Function):
         return 0.5 * torch.stack([term.to(terms[0]) for term in terms]).sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         thetas = ctx.saved_tensors  # raises if they have changed since
         pulls, ctx.pulls = ctx.pulls, None  # given away: autograd then adds the loss's gradient in place
-        if pulls is None:  # a second time through a retained graph
+        again = torch.is_grad_enabled()  # create_graph: the gradient is to be differentiated in its turn
+        if pulls is None or again:
             pulls = [(t - c) * a for t, a, c in zip(thetas, *ctx.quadratic, strict=True)]
-        if grad.device.type == "cpu" and grad == 1:  # as in loss + penalty: spare a pass (elsewhere it would wait)
-            return None, None, *pulls
+        if not again and grad.device.type == "cpu" and grad == 1:  # as in loss + penalty: spare a pass
+            return None, None, *pulls  # (on other devices the comparison would wait for them)
         return None, None, *(grad.to(pull) * pull for pull in pulls)
+
+
+def _tensors(entry: str, value: Any) -> dict[str, Tensor]:
+    """Copies of the tensors of a state's entry."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"the penalty's {entry} must be tensors by parameter name, got {type(value).__name__}")
+    for name, tensor in value.items():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        if not (isinstance(name, str) and isinstance(tensor, Tensor) and tensor.is_floating_point()):
+            raise ValueError(f"the penalty's {entry} of {name!r} must be a tensor of floats, got {kind}")
+    return {name: tensor.detach().clone() for name, tensor in value.items()}
 
 
 def _parameter(parameters: Mapping[str, Tensor], name: str) -> Tensor:
@@ -259,8 +277,7 @@ def _grown(name: str, tensor: Tensor, like: Tensor) -> Tensor:
 
 def _scaled(importances: Mapping[str, Tensor], anchor: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     """Scaled importances at the anchor's device and dtype, every value checked."""
-    if not (math.isfinite(scale) and scale >= 0):
-        raise ValueError(f"scale (lambda) must be finite and >= 0, got {scale}")
+    check_number("scale (lambda)", scale, low=0)
     scaled = {}
     for name, importance in importances.items():
         theta = _parameter(anchor, name)

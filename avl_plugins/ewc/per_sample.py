@@ -1,10 +1,9 @@
 """Sums of squared per-sample gradients of a whole model: by layer rules, by `torch.func.vmap`, or sample by sample.
 
-All three compute, for every parameter, sum_{c, n} (J_n^T g[c, n])^2 with J_n the Jacobian of the outputs for sample n
-and g the scores (likelihood.py). `SquaredGradients` picks the cheapest one that is right:
+`SquaredGradients` picks the cheapest way that is right (sums.py) for every parameter:
 
 1. rules (rules.py) for the layers that have one and are called once a forward pass on inputs of N rows, in every pass,
-   checked against the definition on the first two samples seen;
+   checked against the definition on the first two samples seen (rule_check.py);
 2. vmap, in bounded memory, for all other parameters that the outputs depend on;
 3. a loop over samples where vmap cannot (nn.RNN and nn.GRU, for example), which is logged once.
 """
@@ -15,18 +14,16 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from avl_plugins.ewc.calls import Call, calls_of
-from avl_plugins.ewc.rules import MAX_ELEMENTS, Rule, find_rule, linear_of_squares, needs_squares_only
+from avl_plugins.ewc.rule_check import wrong_rules
+from avl_plugins.ewc.rules import MAX_ELEMENTS, Rule, find_rule
 from avl_plugins.ewc.selection import leaves
+from avl_plugins.ewc.sums import Sums, by_loop, by_rules, by_vmap, outputs_of
 
 log = logging.getLogger(__name__)
-
-Sums = dict[str, Tensor]
 
 
 class SquaredGradients:
@@ -49,7 +46,7 @@ class SquaredGradients:
 
         Args:
             x: inputs, (N, ...).
-            y: labels, (N, ...), or None where the scores do not need them.
+            y: labels, (N, ...), or None where they are not known.
             task: the task label of the whole batch, for a multi-task model.
         """
         if task not in self.plans:
@@ -69,12 +66,12 @@ class SquaredGradients:
 
     def _part(self, plan: _Plan, x: Tensor, y: Tensor | None, task: int | None, totals: Sums) -> None:
         with calls_of(plan.layers) as calls:
-            z = _outputs(self.model, x, task)
+            z = outputs_of(self.model, x, task)
         plan.revise(calls, z, len(x))
         scores = self.scores(z.detach(), y)
         plan.scores = max(plan.scores, len(scores), 1)
         if scores:
-            _add(totals, _by_rules(plan.rules, self.params, calls, z, scores))
+            _add(totals, by_rules(plan.rules, self.params, calls, z, scores))
             if plan.rest:
                 _add(totals, self._without_rules(plan, x, task, scores))
 
@@ -83,7 +80,7 @@ class SquaredGradients:
         if not plan.loop:
             with _failing_module(self.model) as failing:
                 try:
-                    return _by_vmap(self.model, rest, x, task, scores)
+                    return by_vmap(self.model, rest, x, task, scores)
                 except Exception as error:
                     plan.loop = True
                     log.info(
@@ -92,7 +89,7 @@ class SquaredGradients:
                         failing(),
                         str(error).split("\n")[0],
                     )
-        return _by_loop(self.model, rest, x, task, scores)
+        return by_loop(self.model, rest, x, task, scores)
 
 
 class _Plan:
@@ -107,22 +104,19 @@ class _Plan:
 
     def __init__(self, model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None):
         self.params = params
-        self.rules: dict[str, tuple[nn.Module, Rule]] = {}
         self.rest: set[str] = set()
         self.loop = False
         self.scores = 0
         layers = {n: (layer, rule) for n, layer in model.named_modules() if (rule := find_rule(layer))}
-        self.rules = {n: found for n, found in layers.items() if self.own(n, found[0])}
+        self.rules: dict[str, tuple[nn.Module, Rule]] = {n: f for n, f in layers.items() if self.own(n, f[0])}
         with calls_of(self.layers) as calls:
-            z = _outputs(model, x, task)
-        if not isinstance(z, Tensor) or z.ndim == 0 or len(z) != len(x):
-            what = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
-            raise TypeError(f"the model must return one tensor with a row a sample ({len(x)}), got {what}")
-        self.rules = {n: found for n, found in self.rules.items() if n in calls}
+            z = outputs_of(model, x, task)
         self.revise(calls, z, len(x))
-        self._drop_wrong_rules(model, calls, z, x, task)
-        sizes = [calls[n][0].output.numel() // len(x) for n in self.rules]
-        self.elements = z.numel() // len(x) + sum(sizes)
+        self.rules = {n: found for n, found in self.rules.items() if n in calls}
+        own = {n: self.own(n, layer) for n, layer in self.layers.items()}
+        for name, reason in wrong_rules(model, self.rules, own, x, task).items():
+            self.give_up(name, reason)
+        self.elements = sum(t.numel() for t in (z, *(calls[n][0].output for n in self.rules))) // len(x)
 
     @property
     def layers(self) -> dict[str, nn.Module]:
@@ -141,116 +135,30 @@ class _Plan:
 
     def revise(self, calls: dict[str, list[Call]], z: Tensor, rows: int) -> None:
         """Take layers that this pass used otherwise off the rules, and take in parameters that none has used before."""
-        for name, its_calls in calls.items():
-            if len(its_calls) != 1 or not its_calls[0].fits(rows):
-                self.rest.update(self.own(name, self.rules.pop(name)[0]))
         used = leaves(z)
-        ruled = {p for name, (layer, _) in self.rules.items() for p in self.own(name, layer)}
+        for name, layer in self.layers.items():
+            own = self.own(name, layer)
+            its_calls = calls.get(name, [])
+            if len(its_calls) > 1:
+                self.give_up(name, f"is called {len(its_calls)} times in a forward pass")
+            elif its_calls and not its_calls[0].fits(rows):
+                self.give_up(name, "is not called with one tensor whose rows are the samples")
+            elif not its_calls and any(id(self.params[p]) in used for p in own):
+                self.give_up(name, "is used without being called")
+        ruled = {p for name, layer in self.layers.items() for p in self.own(name, layer)}
         self.rest.update(n for n, p in self.params.items() if id(p) in used and n not in ruled)
 
-    def _drop_wrong_rules(
-        self, model: nn.Module, calls: dict[str, list[Call]], z: Tensor, x: Tensor, task: int | None
-    ) -> None:
-        """Compare every rule with the definition: the layer's weight may be used outside the layer, for example."""
-        if not self.rules or not z.requires_grad:
-            return
-        generator = torch.Generator().manual_seed(0)
-        scores = [torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)]
-        names = {n: self.own(n, layer) for n, (layer, _) in self.rules.items()}
-        found = _by_rules(self.rules, self.params, calls, z, scores)
-        truth = _by_loop(model, {p: self.params[p] for ps in names.values() for p in ps}, x, task, scores)
-        for name, ps in names.items():
-            if not all(p in found and _close(found[p], truth[p]) for p in ps):
-                del self.rules[name]
-                self.rest.update(ps)
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    relative = max(1e-3, 8 * torch.finfo(b.dtype).eps)
-    return a.shape == b.shape and bool((a - b).abs().max() <= relative * b.abs().max())
-
-
-@torch.no_grad()
-def _by_rules(
-    rules: dict[str, tuple[nn.Module, Rule]],
-    params: dict[str, nn.Parameter],
-    calls: dict[str, list[Call]],
-    z: Tensor,
-    scores: list[Tensor],
-) -> Sums:
-    names = [n for n in rules if n in calls]
-    if not names or not z.requires_grad:
-        return {}
-    outputs = [calls[n][0].output for n in names]
-    lean = {n for n in names if needs_squares_only(rules[n][1], calls[n][0].input)}
-    squares: dict[str, Tensor] = {}
-    each: dict[str, list[Tensor]] = {n: [] for n in names if n not in lean}
-    for g in scores:
-        grads = torch.autograd.grad(z, outputs, g, retain_graph=True, allow_unused=True, materialize_grads=True)
-        for name, gradient in zip(names, grads, strict=True):
-            if name not in lean:
-                each[name].append(gradient)
-            elif name in squares:
-                squares[name].addcmul_(gradient, gradient)
-            else:
-                squares[name] = gradient.square()
-    sums: Sums = {}
-    for name in names:
-        layer, rule = rules[name]
-        x = calls[name][0].input
-        found = linear_of_squares(x, squares[name]) if name in lean else rule(layer, x, torch.stack(each[name]))
-        for p, total in found.items():
-            full = f"{name}.{p}" if name else p
-            if full in params:
-                sums[full] = total
-    return sums
-
-
-@torch.no_grad()  # the parameters that stay in the model need no graph
-def _by_vmap(
-    model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None, scores: list[Tensor]
-) -> Sums:
-    values = {n: p.detach() for n, p in params.items()}
-    sums = {n: torch.zeros_like(v) for n, v in values.items()}
-
-    def along(values: Sums, x: Tensor, g: Tensor) -> Tensor:
-        args = (x.unsqueeze(0),) if task is None else (x.unsqueeze(0), task)
-        return (functional_call(model, values, args)[0] * g).sum()
-
-    per_sample = vmap(grad(along), in_dims=(None, 0, 0))
-    part = max(1, MAX_ELEMENTS // sum(v.numel() for v in values.values()))
-    for g in scores:
-        for n in range(0, len(x), part):
-            for name, grads in per_sample(values, x[n : n + part], g[n : n + part]).items():
-                sums[name] += grads.square_().sum(0)
-    return sums
-
-
-def _by_loop(
-    model: nn.Module, params: dict[str, nn.Parameter], x: Tensor, task: int | None, scores: list[Tensor]
-) -> Sums:
-    """The definition itself: a forward pass a sample, a backward pass a sample and score."""
-    sums = {n: torch.zeros_like(p) for n, p in params.items()}
-    for n in range(len(x)):
-        z = _outputs(model, x[n : n + 1], task)
-        for g in scores:
-            grads = torch.autograd.grad(z, list(params.values()), g[n : n + 1], retain_graph=True, allow_unused=True)
-            for total, gradient in zip(sums.values(), grads, strict=True):
-                if gradient is not None:
-                    total.addcmul_(gradient, gradient)
-    return sums
-
-
-def _outputs(model: nn.Module, x: Tensor, task: int | None) -> Tensor:
-    return model(x) if task is None else model(x, task)
+    def give_up(self, name: str, reason: str) -> None:
+        """Leave a layer's parameters to vmap or the loop."""
+        layer, _ = self.rules.pop(name)
+        self.rest.update(self.own(name, layer))
+        kind = type(layer).__name__
+        log.info("the Fisher of layer %r (%s) does without its rule, which is slower: it %s", name, kind, reason)
 
 
 def _add(totals: Sums, sums: Sums) -> None:
-    for name, value in sums.items():
-        if name in totals:
-            totals[name] += value
-        else:
-            totals[name] = value
+    for name, value in sums.items():  # not in place: a rule may have returned one tensor for two parameters
+        totals[name] = totals[name] + value if name in totals else value
 
 
 @contextmanager

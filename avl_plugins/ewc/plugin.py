@@ -1,9 +1,10 @@
 """Elastic Weight Consolidation as an Avalanche plugin."""
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -11,30 +12,37 @@ from torch import Tensor
 
 from avl_plugins.data.tensors import batches_in_memory
 from avl_plugins.ewc.checks import (
-    check_choice,
-    check_finite_loss,
-    check_number,
-    experience_name,
     refuse_avalanche_arguments,
-    refuse_meta_learning,
     warn_if_class_incremental,
+    warn_if_sum,
     warn_if_unstable,
 )
+from avl_plugins.ewc.criterion import GivenLikelihood, is_regression, strategy_likelihood
+from avl_plugins.ewc.evaluating import refuse_batch_statistics
+from avl_plugins.ewc.first_batch import check_first_batch
 from avl_plugins.ewc.fisher import Labels, diagonal_fisher
-from avl_plugins.ewc.importance import (
-    check_not_zero,
-    copied_generator,
-    finished_task,
-    normalised,
-    uniform_importances,
-)
+from avl_plugins.ewc.importance import copied_generator, is_zero, normalised, uniform_importances, why_zero
+from avl_plugins.ewc.likelihood import Likelihood, make_likelihood
 from avl_plugins.ewc.penalty import QuadraticPenalty
 from avl_plugins.ewc.proximal import proximal_step_
-from avl_plugins.ewc.selection import Selection, leaves, select
+from avl_plugins.ewc.samples import without_attributes
+from avl_plugins.ewc.selection import Selection, check_selection, leaves, select
+from avl_plugins.ewc.state import read_state
 from avl_plugins.growth.preconditioner import inverse_preconditioner
+from avl_plugins.tasks.arguments import check_callable, check_choice, check_count, check_flag, check_number, check_seed
+from avl_plugins.tasks.boundaries import Task, current_task, finished_task, is_part, parts_so_far
+from avl_plugins.tasks.checks import (
+    check_loss,
+    experience_name,
+    refuse_distributed,
+    refuse_empty,
+    refuse_meta_learning,
+)
+from avl_plugins.tasks.labels import check_labels_differ
+from avl_plugins.tasks.owners import note_owner, refuse_shared
 from avl_plugins.tasks.protocols import ActsInEnvironments
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
@@ -47,7 +55,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     theta*_t being the parameters at the end of task t and F_t the diagonal of the Fisher information there. The sum is
     held as one quadratic (`QuadraticPenalty`): memory and time do not grow with the number of tasks. A task ends with
     each experience; in online streams with known boundaries, with the last sub-experience, and the Fisher then comes
-    from the whole of the original experience.
+    from the whole of the original experience; all experiences of joint training are one task.
 
     `strategy.loss` holds loss plus penalty, so metrics show the objective. The penalty is one term of the loss's graph
     over the parameters that take part in the current experience: heads of other tasks get no gradient, so optimizers
@@ -78,12 +86,16 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             under its *eval* transforms, in order, put together by its `collate_fn`.
         fisher_batch_size: samples a batch in that default; only labels "batch" depend on it. None: `train_mb_size` for
             "batch", else what `batches_in_memory` finds fit, 1000 where samples are small.
-        likelihood: "categorical", "bernoulli", "gaussian" or a callable; see `diagonal_fisher`. None: "categorical", or
-            where the strategy acts in environments its `fisher_likelihood()`.
+        likelihood: "categorical", "bernoulli", "gaussian" or a callable; see `diagonal_fisher`. None: the one that the
+            criterion is the negative logarithm of, where that is certain: "categorical" for cross-entropy and the
+            negative log-likelihood of log-probabilities, "bernoulli" for binary cross-entropy with logits and
+            `one_vs_rest_loss`, "gaussian" for the mean squared error. It has to be given for any other criterion, and
+            for a strategy that acts in environments unless that says it (`fisher_likelihood()`).
         step: "gradient" adds the penalty's gradient. "proximal" pulls the parameters to the penalty's centre after the
             optimizer's step (`proximal_step_`): stable for any lambda; the loss still shows the penalty.
         include: parameters to protect: glob patterns over names, or (name, parameter) -> bool. None: all trainable.
         exclude: parameters to leave out, likewise.
+        zero_fisher: what to do about a task whose Fisher is zero everywhere: "warn" and give it no term, or "raise".
         seed: seeds the subset and the sampled labels. None: `torch.initial_seed()`. The global state is not used.
 
     Attributes:
@@ -94,11 +106,14 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         last_penalty: the penalty's value at the latest training step, lambda included; 0-d.
 
     Raises:
-        TypeError: positional arguments, or Avalanche's `decay_factor` and `keep_importance_data`.
-        ValueError: an argument is out of range. While training, leaving everything as it was before the hook: a loss
-            or a Fisher that is NaN or infinite, an all-zero Fisher, an empty experience, a model without trainable
-            parameters, one that lacks protected parameters or has smaller ones, an optimizer that "proximal" does not
-            know, a meta-learning strategy.
+        TypeError: an argument of another kind, positional ones, or Avalanche's `decay_factor` and
+            `keep_importance_data`. At the first mini-batch: a model that does not return one tensor.
+        ValueError: an argument is out of range. Before anything is trained: an empty experience, a likelihood that is
+            not certain, contradicts the criterion or does not fit outputs and targets, a strategy that calls the model
+            otherwise than the Fisher does, a model without trainable parameters, one that lacks protected parameters
+            or has smaller ones, an optimizer that "proximal" does not know, a meta-learning strategy, a distributed
+            run, a second strategy. Later, leaving everything as it was before the hook: a loss or a Fisher that is NaN
+            or infinite.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -120,29 +135,34 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         max_samples: int | None = None,
         fisher_data: Callable[[Any], Iterable[Any]] | None = None,
         fisher_batch_size: int | None = None,
-        likelihood: Any = None,
+        likelihood: GivenLikelihood = None,
         step: Literal["gradient", "proximal"] = "gradient",
         include: Selection | None = None,
         exclude: Selection | None = None,
+        zero_fisher: Literal["warn", "raise"] = "warn",
         seed: int | None = None,
     ):
         super().__init__()
         check_number("ewc_lambda", ewc_lambda, low=0)
-        check_choice("labels", labels, ("exact", "sampled", "empirical", "batch"))
+        check_choice("labels", labels, get_args(Labels))
         check_choice("importance", importance, ("fisher", "uniform"))
         check_choice("mode", mode, ("separate", "online"), " (Huszar's version: mode='online', gamma=1.0)")
-        check_choice("step", step, ("gradient", "proximal"))
-        check_choice("revisits", revisits, ("add", "replace"))
-        if revisits == "replace" and mode != "separate":
-            raise ValueError("revisits='replace' needs mode='separate': mode='online' has one term for all tasks")
         check_number("gamma", gamma, low=0, high=1, open_low=True)
         if gamma != 1 and mode != "online":
             raise ValueError(f"gamma={gamma} has no effect with mode={mode!r}: use mode='online'")
-        if likelihood is not None and not callable(likelihood):
-            check_choice("likelihood", likelihood, ("categorical", "bernoulli", "gaussian"))
-        for argument, size in (("max_samples", max_samples), ("fisher_batch_size", fisher_batch_size)):
-            if size is not None:
-                check_number(argument, size, low=1, integer=True)
+        check_flag("normalise", normalise)
+        check_choice("revisits", revisits, ("add", "replace"))
+        if revisits == "replace" and mode != "separate":
+            raise ValueError("revisits='replace' needs mode='separate': mode='online' has one term for all tasks")
+        check_callable("protect", protect, "strategy -> bool", none="always")
+        check_count("max_samples", max_samples, none="all")
+        check_callable("fisher_data", fisher_data, "strategy -> batches", none="the experience's data")
+        check_count("fisher_batch_size", fisher_batch_size, none="what fits")
+        if likelihood is not None:
+            make_likelihood(likelihood)
+        check_choice("step", step, ("gradient", "proximal"))
+        check_choice("zero_fisher", zero_fisher, ("warn", "raise"))
+        check_seed("seed", seed)
         self.ewc_lambda = ewc_lambda
         self.labels = labels
         self.importance = importance
@@ -153,7 +173,9 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.fisher_batch_size = fisher_batch_size
         self.likelihood = likelihood
         self.step = step
-        self.include, self.exclude, self.seed = include, exclude, seed
+        self.include = check_selection("include", include)
+        self.exclude = check_selection("exclude", exclude)
+        self.zero_fisher, self.seed = zero_fisher, seed
         self.penalty = QuadraticPenalty()
         self._terms: dict[int, QuadraticPenalty] = {}  # by task label, with revisits="replace"
         self.tasks = 0
@@ -164,31 +186,61 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._parts = 0  # of an online stream's task
         self._classes: dict[int, set[int]] = {}  # task label -> classes trained under it
         self._warned: set[str] = set()
+        self._said_likelihood: str | None = None  # in the log
+        self._unchecked = False  # whether the task's first mini-batch is still to be looked at
         self._active: set[str] | None = None  # parameters this experience's loss depends on; None: not known yet
         self._idle: dict[str, Tensor] = {}  # the others, between before_backward and after_backward
         self._idle_value: Tensor | None = None  # their part of the penalty, and its constant
 
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse runs that EWC cannot serve."""
+        refuse_distributed("EWC")
+        refuse_meta_learning(strategy, "EWC")
+        refuse_shared(strategy, "EWC", plugin=self, gone=False)
+
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse an empty experience before a data loader is made of it."""
-        dataset = getattr(strategy.experience, "dataset", None)
-        if dataset is not None and len(dataset) == 0:
-            raise ValueError(f"{experience_name(strategy)} is empty: EWC cannot measure what it would have to protect")
+        refuse_empty(strategy, "EWC")
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Check that penalty, model and optimizer fit together; warn of settings that are known to fail."""
-        refuse_meta_learning(strategy)
-        if getattr(strategy.experience, "is_first_subexp", True):
+        """Check that penalty, model, criterion and optimizer fit together; warn of settings that are known to fail."""
+        check_number("ewc_lambda", self.ewc_lambda, low=0)
+        begins = not is_part(strategy.experience) or strategy.experience.is_first_subexp
+        if begins:
             self._active = self._idle_value = None  # of an experience that an error ended
         parameters = dict(strategy.model.named_parameters())
         select(parameters, self.include, self.exclude)
-        self._likelihood(strategy)
         self.penalty.check(parameters)
+        if self.revisits == "replace" and not isinstance(strategy, ActsInEnvironments):
+            check_labels_differ(current_task(strategy).experiences[0])
+        if self.importance == "fisher":
+            self._likelihood(strategy)
+            acts = isinstance(strategy, ActsInEnvironments) and self.fisher_data is None
+            if acts and self.labels in ("empirical", "batch"):
+                raise ValueError(
+                    f"labels={self.labels!r} needs targets, of which {type(strategy).__name__} has none: use "
+                    "labels='exact' or 'sampled'"
+                )
+            if self.labels != "batch":
+                refuse_batch_statistics(strategy.model)
+            self._unchecked = begins
         if self.step == "proximal":
             inverse_preconditioner(strategy.optimizer, option="step")
         elif "unstable" not in self._warned and warn_if_unstable(self.penalty, strategy.optimizer, parameters):
             self._warned.add("unstable")
-        if "classes" not in self._warned and warn_if_class_incremental(self._classes, strategy.experience):
+        if "sum" not in self._warned and warn_if_sum(strategy):
+            self._warned.add("sum")
+        of_classes = begins and "classes" not in self._warned and not is_regression(strategy, self.likelihood)
+        if of_classes and warn_if_class_incremental(self._classes, current_task(strategy)):
             self._warned.add("classes")
+        note_owner(strategy, self)
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Look at a task's first mini-batch: what the Fisher would refuse later is refused here."""
+        if self._unchecked:
+            own_data = self.fisher_data is not None
+            check_first_batch(strategy, labels=self.labels, likelihood=self._likelihood(strategy), own_data=own_data)
+            self._unchecked = False
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the penalty to `strategy.loss`; with step="proximal" its value only, no gradient."""
@@ -201,7 +253,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         with torch.set_grad_enabled(self.step == "gradient"):
             value = self._value(parameters, self._active)
         loss = strategy.loss + value
-        check_finite_loss(strategy, loss, value)
+        check_loss(strategy, loss, hint=_DIVERGED)
         strategy.loss = loss
         self.last_penalty = value.detach()
 
@@ -230,8 +282,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Measure the task's importances and add its penalty."""
-        parts = 1 if getattr(strategy.experience, "is_first_subexp", True) else self._parts + 1
-        task = finished_task(strategy.experience, parts)
+        parts = parts_so_far(strategy.experience, self._parts)
+        task = finished_task(strategy, parts)
         if task is None:
             self._parts = parts
             return
@@ -239,72 +291,76 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def switch_task(self, strategy: Any, **kwargs: Any) -> None:
         """End the task `strategy.label`: a strategy of `avl_plugins.rl` has recognised another one."""
-        self._consolidate(strategy, strategy.experience)
+        self._consolidate(strategy, current_task(strategy))
 
-    def _consolidate(self, strategy: Any, task: Any) -> None:
+    def _consolidate(self, strategy: Any, task: Task) -> None:
         """Measure a task's importances and add its penalty."""
         measurable = not isinstance(strategy, ActsInEnvironments) or strategy.measurable()
         if not measurable or (self.protect is not None and not self.protect(strategy)):
             if not measurable:
-                _log.info("task %d gets no term: it has been met for too short a time", strategy.label)
+                log.info("task %d gets no term: it has been met for too short a time", strategy.label)
             self._active = self._idle_value = None
             return
         parameters = dict(strategy.model.named_parameters())
-        protected = select(parameters, self.include, self.exclude)
         generator = copied_generator(self._generator, self.seed)  # an error leaves ours as it was
         started = perf_counter()
-        if self.importance == "uniform":  # a head that no sample went through belongs to another task
-            active = protected.keys() if self._active is None else self._active
-            importances = uniform_importances({n: p for n, p in protected.items() if n in active})
-        else:
-            fisher = diagonal_fisher(
-                strategy.model,
-                self._batches(strategy, task),
-                labels=self.labels,
-                likelihood=self._likelihood(strategy),
-                max_samples=self.max_samples,
-                generator=generator,
-            )
-            importances = {name: fisher[name] for name in protected}
-        check_not_zero(importances, experience_name(strategy))
-        if self.normalise:
+        importances = self._measured(strategy, task, parameters, generator)
+        if zero := is_zero(importances):
+            why = why_zero(experience_name(strategy), self.max_samples)
+            if self.zero_fisher == "raise":
+                raise ValueError(why)
+            warnings.warn(f"{why}; it gets no term. zero_fisher='raise' makes this an error", UserWarning, stacklevel=2)
+        elif self.normalise:
             importances = normalised(importances)
         seconds = perf_counter() - started
-        if self.revisits == "replace":
+        if self.mode == "online":
+            self.penalty.recentre(importances, parameters, scale=self.ewc_lambda, decay=self.gamma)
+        elif self.revisits == "replace" and not zero:
             term = QuadraticPenalty()
             term.merge(importances, parameters, scale=self.ewc_lambda)
-            label = _label(strategy, self.tasks)
+            label = _label(strategy, task, self.tasks)
             # The latest is last: parameters only grow, and folding takes the smaller shapes first.
             terms = {other: t for other, t in self._terms.items() if other != label} | {label: term}
             self.penalty, self._terms = _folded(terms.values()), terms
-        elif self.mode == "separate":
+        elif not zero:
             self.penalty.merge(importances, parameters, scale=self.ewc_lambda)
-        else:
-            self.penalty.recentre(importances, parameters, scale=self.ewc_lambda, decay=self.gamma)
         self.tasks += 1
         self.importances, self.fisher_seconds, self._generator = importances, seconds, generator
         self._active = self._idle_value = None
 
-    def _likelihood(self, strategy: Any) -> Any:
-        if self.likelihood is not None:
-            return self.likelihood
-        if not isinstance(strategy, ActsInEnvironments):
-            return "categorical"
-        default = strategy.fisher_likelihood()
-        if default is None and self.importance == "fisher":
-            raise ValueError(
-                f"likelihood must be given for {type(strategy).__name__}, whose outputs may be taken for the means of "
-                "normal distributions ('gaussian') or for logits ('categorical'), got None"
-            )
-        return default
+    def _measured(
+        self, strategy: Any, task: Task, parameters: Mapping[str, Any], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        protected = select(parameters, self.include, self.exclude)
+        if self.importance == "uniform":  # a head that no sample went through belongs to another task
+            active = protected.keys() if self._active is None else self._active
+            return uniform_importances({n: p for n, p in protected.items() if n in active})
+        fisher = diagonal_fisher(
+            strategy.model,
+            self._batches(strategy, task),
+            labels=self.labels,
+            likelihood=self._likelihood(strategy),
+            max_samples=self.max_samples,
+            generator=generator,
+        )
+        return {name: fisher[name] for name in protected}
 
-    def _batches(self, strategy: Any, task: Any) -> Iterable[Any]:
+    def _batches(self, strategy: Any, task: Task) -> Iterable[Any]:
         if self.fisher_data is not None:
             return self.fisher_data(strategy)
         if isinstance(strategy, ActsInEnvironments):
             return strategy.fisher_batches()
         size = self.fisher_batch_size or (strategy.train_mb_size if self.labels == "batch" else None)
-        return batches_in_memory(task.dataset, size)  # in the eval transform group: no augmentation
+        batches = batches_in_memory(task.dataset, size)  # in the eval transform group: no augmentation
+        return without_attributes(batches, task_labels=hasattr(task.experiences[0], "task_labels"))
+
+    def _likelihood(self, strategy: Any) -> Likelihood:
+        likelihood = strategy_likelihood(strategy, self.likelihood)
+        name = type(likelihood).__name__.lower()
+        if self.likelihood is None and name != self._said_likelihood:
+            log.info("EWC's likelihood is %r, that of the criterion", name)
+            self._said_likelihood = name
+        return likelihood
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors: the penalty and all that a resumed run needs to go on as if not interrupted."""
@@ -329,43 +385,26 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         """Take the state of `state_dict()`. Names and shapes are checked against the model before the next training.
 
         Raises:
-            ValueError: entries are missing or unknown, the state is of another mode, gamma or revisits, or the penalty
-                in it is not valid (`QuadraticPenalty.load_state_dict`). The plugin is then as before.
+            ValueError: entries are missing or unknown, the state is of another mode, gamma or revisits, or an entry is
+                not what it should be; it is named. The plugin is then as before.
         """
-        if state.keys() != self.state_dict().keys():
-            odd = sorted(state.keys() ^ self.state_dict().keys())
-            raise ValueError(f"this is not the state of an EWCPlugin: entries missing or unknown: {odd}")
-        for name in ("mode", "gamma", "revisits"):
-            if state[name] != getattr(self, name):
-                raise ValueError(
-                    f"the state was saved with {name}={state[name]!r}, this plugin has {name}={getattr(self, name)!r}: "
-                    "build it with the same"
-                )
-        saved = state["generator"]
-        generator = None if saved is None else torch.Generator().set_state(saved.cpu())
-        terms = {label: QuadraticPenalty() for label in state["terms"]}
-        for label, term in terms.items():
-            term.load_state_dict(state["terms"][label])
-        self.penalty.load_state_dict(state["penalty"])
-        self._terms = terms
-        self.tasks = state["tasks"]
-        self.importances = {name: f.clone() for name, f in state["importances"].items()}
-        self.fisher_seconds = state["fisher_seconds"]
-        self.last_penalty = state["last_penalty"].clone()
-        self._generator = generator
-        self._parts = state["parts"]
-        self._classes = {task: set(classes) for task, classes in state["classes"].items()}
-        self._warned = set(state["warned"])
-        self._active = None if state["active"] is None else set(state["active"])
-        self._idle_value = None
+        found = read_state(state, {"mode": self.mode, "gamma": float(self.gamma), "revisits": self.revisits})
+        public = ("penalty", "tasks", "importances", "fisher_seconds", "last_penalty")
+        new = {name if name in public else f"_{name}": value for name, value in found.items()}
+        self.__dict__.update(new, _idle_value=None)  # at once: an interrupt leaves no half of it
 
 
-def _label(strategy: Any, number: int) -> int:
-    """The label of the task that ends; its number where it has none."""
+_DIVERGED = (
+    "Lower the learning rate; if EWC's penalty, which is part of it, has diverged, step='proximal' is stable for any "
+    "ewc_lambda"
+)
+
+
+def _label(strategy: Any, task: Task, number: int) -> int:
+    """The label of the task that ends; where it has several, a number that is no label."""
     if isinstance(strategy, ActsInEnvironments):
-        return strategy.label
-    labels = set(getattr(strategy.experience, "task_labels", None) or ())
-    return int(labels.pop()) if len(labels) == 1 else number
+        return int(strategy.label)
+    return task.labels[0] if len(task.labels) == 1 else -1 - number
 
 
 def _folded(terms: Iterable[QuadraticPenalty]) -> QuadraticPenalty:

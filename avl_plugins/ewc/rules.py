@@ -97,7 +97,8 @@ def unfolded(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
 @register_fisher_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def batch_norm(layer: nn.modules.batchnorm._BatchNorm, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Batch normalisation in eval mode: an affine map of the normalised input, channel by channel."""
-    normal = functional.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+    mean, var = (torch.as_tensor(statistic, dtype=x.dtype) for statistic in (layer.running_mean, layer.running_var))
+    normal = functional.batch_norm(x, mean, var, eps=layer.eps)
     return _scale_and_shift(normal, g, positions=range(2, x.ndim))
 
 
@@ -123,10 +124,12 @@ def embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     x = x.reshape(samples, -1)
     grads = g.reshape(scores, -1, dim)
     sample = torch.arange(samples, device=x.device).unsqueeze(1)
-    used, where = torch.unique((sample * rows + x).flatten(), return_inverse=True)
+    used, where, times = torch.unique((sample * rows + x).flatten(), return_inverse=True, return_counts=True)
     total = torch.zeros(rows, dim, dtype=g.dtype, device=g.device)
     for c in range(scores):
         sums = torch.zeros(len(used), dim, dtype=g.dtype, device=g.device).index_add_(0, where, grads[c])
+        if layer.scale_grad_by_freq:
+            sums /= times.unsqueeze(1)
         total.index_add_(0, used % rows, sums.square_())
     if layer.padding_idx is not None:
         total[layer.padding_idx] = 0

@@ -2,11 +2,32 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 
 Selection = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
 """One or more glob patterns over parameter names, or a function (name, parameter) -> bool."""
+
+
+def check_selection(argument: str, selection: Any) -> Selection | None:
+    """Return a selection that can be used again and again: a pattern, a tuple of patterns or a function.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: it is empty.
+    """
+    if selection is None or isinstance(selection, str) or callable(selection):
+        return selection
+    patterns = tuple(selection) if isinstance(selection, Iterable) else ()
+    if not isinstance(selection, Iterable) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(
+            f"{argument} must be glob patterns over parameter names, a function (name, parameter) -> bool, or None, "
+            f"got {selection!r}"
+        )
+    if not patterns:
+        raise ValueError(f"{argument} must be one pattern or more, or None, got {selection!r}")
+    return patterns
 
 
 def select(

@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor, Tensor | None]
-"""Inputs, labels and task labels; a row a sample."""
+Batch = tuple[Tensor, Tensor | None, Tensor | None]
+"""Inputs, targets and task labels, a row a sample; None where there are none."""
 
 
 @runtime_checkable
@@ -47,15 +47,15 @@ def random_subset(batches: Iterable[Batch], size: int, generator: torch.Generato
         length = max(length, len(x))
         keys = _keys(len(x), generator)
         rows = (keys < highest).nonzero().flatten()
+        y = None if y is None else torch.as_tensor(y)
         t = None if t is None else torch.as_tensor(t).expand(len(x))
-        kept.append((keys[rows], _rows((x, torch.as_tensor(y), t), rows)))
+        kept.append((keys[rows], _rows((x, y, t), rows)))
         held += len(rows)
         if held > 2 * size:
             kept = _thinned(kept, size)
             highest, held = max(float(keys.max()) for keys, _ in kept), size
     for _, alike in groupby((batch for _, batch in _thinned(kept, size)), _form):
-        xs, ys, ts = zip(*alike, strict=True)
-        samples = torch.cat(xs), torch.cat(ys), None if ts[0] is None else torch.cat(ts)
+        samples: Any = tuple(None if column[0] is None else torch.cat(column) for column in zip(*alike, strict=True))
         for rows in torch.arange(len(samples[0])).split(length):
             yield _rows(samples, rows)
 
@@ -82,9 +82,9 @@ def _thinned(kept: list[tuple[Tensor, Batch]], size: int) -> list[tuple[Tensor, 
 
 def _form(batch: Batch) -> tuple[Any, ...]:
     x, y, t = batch
-    return x.shape[1:], x.dtype, y.shape[1:], y.dtype, t is None
+    return x.shape[1:], x.dtype, None if y is None else (y.shape[1:], y.dtype), t is None
 
 
 def _rows(batch: Batch, rows: Tensor) -> Batch:
     x, y, t = batch
-    return x[rows], y[rows], None if t is None else t[rows]
+    return x[rows], None if y is None else y[rows], None if t is None else t[rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any, Literal
 
@@ -200,10 +201,14 @@ class FisherOverlap(_AfterTask):
         return figure
 
     def matrices(self) -> dict[str, list[list[float]]]:
-        """Overlap of tasks i and j by layer."""
-        layers = [layer for layer in self.rows[0][0] if all(layer in one for row in self.rows for one in row)]
+        """Overlap of tasks i and j by layer; NaN where the Fisher of either is zero everywhere."""
+        found = [one for row in self.rows for one in row if one]
+        layers = [layer for layer in found[0] if all(layer in one for one in found)] if found else []
         tasks = range(len(self.rows))
-        return {layer: [[self.rows[max(i, j)][min(i, j)][layer] for j in tasks] for i in tasks] for layer in layers}
+        return {
+            layer: [[self.rows[max(i, j)][min(i, j)].get(layer, math.nan) for j in tasks] for i in tasks]
+            for layer in layers
+        }
 
     def after_task(self, strategy: Any, importances: dict[str, Tensor]) -> list[MetricValue] | None:
         """Keep the task's Fisher, and log the figure."""

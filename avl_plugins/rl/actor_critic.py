@@ -224,10 +224,10 @@ class ActorCritic(RLTemplate):
         """Return the most likely actions, or sampled ones."""
         return outputs[:, :-1].argmax(1) if self.eval_greedy else _sampled(outputs[:, :-1], generator)
 
-    def fisher_batches(self) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    def fisher_batches(self) -> Iterable[tuple[Tensor, None, Tensor]]:
         """Return the states that have been kept of the task, 32 at a time."""
         for states in self.states.of(self.label).split(32):
-            yield as_input(states), torch.zeros(len(states)), torch.full((len(states),), self.label)
+            yield as_input(states), None, torch.full((len(states),), self.label)
 
     def fisher_likelihood(self) -> Callable[[Tensor], Distribution]:
         """Return the policy: what EWC protects by default."""

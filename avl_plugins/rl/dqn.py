@@ -223,14 +223,14 @@ class DQN(RLTemplate):
         anything = torch.randint(outputs.shape[1], (len(outputs),), generator=generator)
         return torch.where(random, anything, outputs.argmax(1))
 
-    def fisher_batches(self) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    def fisher_batches(self) -> Iterable[tuple[Tensor, None, Tensor]]:
         """Return mini-batches of states from the task's buffer."""
         if self.label not in self.buffers:
             raise ValueError(f"task {self.label} has no replay buffer: train on it before its Fisher is computed")
         for start in range(0, self.fisher_states, 32):
             size = min(32, self.fisher_states - start)
             states = self.buffers[self.label].sample_states(size)
-            yield as_input(states), torch.zeros(size), torch.full((size,), self.label)
+            yield as_input(states), None, torch.full((size,), self.label)
 
     def has_states(self) -> bool:
         """Return whether the task's buffer has a state to draw."""

@@ -202,8 +202,8 @@ class RLTemplate(Resumable, SupervisedTemplate):
         """Return the actions (B,) of an evaluation."""
         raise NotImplementedError
 
-    def fisher_batches(self) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        """Return batches (states, zeros, task labels) of the task's own states, for `EWCPlugin`."""
+    def fisher_batches(self) -> Iterable[tuple[Tensor, None, Tensor]]:
+        """Return batches (states, no targets, task labels) of the task's own states, for `EWCPlugin`."""
         raise NotImplementedError
 
     def fisher_likelihood(self) -> Callable[[Tensor], Distribution] | None:

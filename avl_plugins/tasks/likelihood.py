@@ -38,11 +38,13 @@ def likelihood_of(criterion: Any) -> Likelihood | None:
         criterion: (outputs, targets) -> loss.
     """
     while isinstance(criterion, partial):
+        if criterion.args:  # it is not called with outputs and targets
+            return None
         criterion = criterion.func
     own = getattr(criterion, "likelihood", None)
     if own in LIKELIHOODS:
         return own
-    for kind, likelihood in _MODULES.items():  # a subclass with a forward of its own may be any loss
-        if isinstance(criterion, kind) and type(criterion).forward is kind.forward:
+    for kind, likelihood in _MODULES.items():  # with a forward of its own, a subclass or an instance may be any loss
+        if isinstance(criterion, kind) and type(criterion).forward is kind.forward and "forward" not in vars(criterion):
             return likelihood
     return next((likelihood for function, likelihood in _FUNCTIONS.items() if criterion is function), None)

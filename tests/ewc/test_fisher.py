@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from fisher_cases import MODELS, Cell, Experts, assert_same, batches, make, two_heads
+from fisher_cases import ALL_MODELS, Cell, Experts, assert_same, batches, make, two_heads
 from reference import fisher_reference
 from torch import nn
 from torch.nn import functional
@@ -14,10 +14,11 @@ from avl_plugins import diagonal_fisher, register_fisher_rule
 from avl_plugins.ewc.rules import linear
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["64", "32"])  # kernels differ
 @pytest.mark.parametrize("labels", ["exact", "sampled", "empirical"])
-@pytest.mark.parametrize("name", MODELS)
-def test_equals_the_loop_over_samples(name, labels):
-    model, x, y = make(name)
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_equals_the_loop_over_samples(name, labels, dtype):
+    model, x, y = make(name, dtype=dtype)
     uniforms = torch.rand(5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     expected = fisher_reference(model, x, y, labels=labels, uniforms=uniforms)
     assert max(f.max() for f in expected.values()) > 1e-4
@@ -179,9 +180,11 @@ def test_cuda_equals_cpu(name):
     ("change", "error", "message"),
     [
         ({"batches": []}, ValueError, "batches is empty"),
-        ({"labels": "true"}, ValueError, "labels must be one of 'exact'"),
-        ({"likelihood": "poisson"}, ValueError, "likelihood must be one of 'categorical'"),
-        ({"max_samples": 0}, ValueError, "max_samples must be at least 1"),
+        ({"labels": "true"}, ValueError, "labels must be 'exact', 'sampled'"),
+        ({"likelihood": "poisson"}, ValueError, "likelihood must be 'categorical', 'bernoulli'"),
+        ({"max_samples": 0}, ValueError, "max_samples must be an integer >= 1, or None for all"),
+        ({"max_samples": 1.5}, TypeError, "max_samples must be an integer >= 1"),
+        ({"max_samples": True}, TypeError, "max_samples must be an integer >= 1"),
         ({"batches": [torch.zeros(2, 5)]}, TypeError, r"must yield \(x, y\)"),
         ({"batches": [{"input": 1}]}, TypeError, "keys 'x' and 'y'"),
         ({"model": nn.Linear(5, 3).requires_grad_(False)}, ValueError, "no parameter that requires gradients"),

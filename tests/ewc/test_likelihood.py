@@ -74,9 +74,9 @@ def test_masked_classes_cost_nothing_and_change_nothing():
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_other_likelihoods_exact(likelihood):
-    model, x, y = make("mlp")
+    model, x, _ = make("mlp")
     expected = fisher_reference(model, x, likelihood=likelihood)
-    assert_same(diagonal_fisher(model, batches(x, y, 2), likelihood=likelihood), expected)
+    assert_same(diagonal_fisher(model, batches(x, torch.zeros(5, 3), 2), likelihood=likelihood), expected)
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
@@ -89,9 +89,9 @@ def test_other_likelihoods_empirical(likelihood):
 
 @pytest.mark.parametrize("likelihood", ["categorical", "bernoulli", "gaussian"])
 def test_sampled_converges_to_exact(likelihood):
-    model, x, y = make("mlp")
-    exact = diagonal_fisher(model, [(x, y)], likelihood=likelihood)
-    many = [(x.repeat(4000, 1), y.repeat(4000))]
+    model, x, _ = make("mlp")
+    exact = diagonal_fisher(model, [(x, None)], likelihood=likelihood)
+    many = [(x.repeat(4000, 1), None)]
     sampled = diagonal_fisher(model, many, labels="sampled", likelihood=likelihood)
     trace = {k: sum(float(f.sum()) for f in d.values()) for k, d in (("exact", exact), ("sampled", sampled))}
     assert trace["sampled"] == pytest.approx(trace["exact"], rel=0.03)

@@ -113,7 +113,7 @@ def test_load_refuses_other_plugins_names_and_shapes(digits_permuted: Any) -> No
     state = plugin.state_dict()
     with pytest.raises(ValueError, match="mode='separate'"):
         EWCPlugin(ewc_lambda=1.0, mode="online").load_state_dict(state)
-    with pytest.raises(ValueError, match="not the state of an EWCPlugin"):
+    with pytest.raises(ValueError, match="not the state of a EWCPlugin: entry 'mode' is missing"):
         plugin.load_state_dict({"penalty": state["penalty"]})
     broken = {**state, "penalty": {**state["penalty"], "constant": float("nan")}}
     fresh = EWCPlugin(ewc_lambda=1.0)
