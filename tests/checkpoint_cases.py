@@ -73,11 +73,11 @@ STRATEGIES: dict[str, Callable[..., Any]] = {
         max_splits=2,
         loss_threshold=0.0,
         drift_threshold=1e-4,
-        drift_step="proximal",
+        penalty_step="proximal",
         retraining_drift=0.25,
         **arguments,
     ),
-    "progressive-cached": lambda **arguments: Progressive(cache_frozen=True, **arguments),
+    "progressive-cached": lambda **arguments: Progressive(cache_bytes=2**32, **arguments),
 }
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),

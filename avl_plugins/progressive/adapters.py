@@ -43,7 +43,7 @@ class Laterals:
     Args:
         adapter: "mlp", "linear" or None.
         reduction: V is maps / reduction wide (see `reduced_width`).
-        alpha_init: First value of the scalars alpha.
+        alpha_init: first value of the scalars alpha.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -76,8 +76,8 @@ class LinearAdapter(nn.Module):
     into a convolution. It has no bias; the layer has one.
 
     Args:
-        layer: The `Linear` or `Conv1d/2d/3d` whose output it is added to.
-        sources: The features of the earlier columns, oldest first.
+        layer: the `Linear` or `Conv1d/2d/3d` whose output it is added to.
+        sources: the features of the earlier columns, oldest first.
 
     Shapes:
         input: one tensor a column, (B, maps, *space) into convolutions, (B, ..., maps * positions) into linear layers;
@@ -107,10 +107,10 @@ class MLPAdapter(nn.Module):
     one a column, V has a bias and U has none. The scaling is applied to V's columns, which is the same and cheaper.
 
     Args:
-        layer: The `Linear` or `Conv1d/2d/3d` whose output it is added to.
-        sources: The features of the earlier columns, oldest first.
-        reduced: Width of V.
-        alpha_init: First value of every alpha.
+        layer: the `Linear` or `Conv1d/2d/3d` whose output it is added to.
+        sources: the features of the earlier columns, oldest first.
+        reduced: width of V.
+        alpha_init: first value of every alpha.
     """
 
     def __init__(self, layer: nn.Module, sources: Sequence[Source], *, reduced: int, alpha_init: float) -> None:

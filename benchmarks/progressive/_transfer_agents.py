@@ -289,7 +289,7 @@ class Transfer:
         if sequence[-1] == RANDOM:
             name = next(iter(self.tasks))
             (visit,) = rl_benchmark({name: self.tasks[name]}, steps=1).train_stream
-            net.add_column(len(before), visit.actions + 1)
+            net.add_task(len(before), visit.actions + 1)
             return Learnt(_state(net), {})
         net, cell = self._train(net, sequence, number, "+".join(sequence))
         return Learnt(_state(net), cell)

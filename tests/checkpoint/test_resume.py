@@ -103,7 +103,7 @@ def plugins_with_phases():
         ("den", {"model": "den", "optimizer": "adam", "eval_every": 1}, lambda: [InMemoryLoaderPlugin()]),
         ("den", {"model": "den"}, lambda: [Distill()]),
         ("den-proximal", {"model": "den-fixed", "optimizer": "adam"}, lambda: [InMemoryLoaderPlugin()]),
-        ("resumable", {"model": "progressive"}, lambda: [ProgressivePlugin(cache_frozen=True), Distill()]),
+        ("resumable", {"model": "progressive"}, lambda: [ProgressivePlugin(cache_bytes=2**32), Distill()]),
     ],
 )
 def test_killed_at_any_safe_point_ends_with_the_same_bits(tmp_path, kind, arguments, plugins):
