@@ -10,38 +10,41 @@ from torch import Tensor, nn
 
 __all__ = ["renamed", "repr_of_arguments"]
 
-Class = TypeVar("Class", bound=type)
+Thing = TypeVar("Thing", bound=Callable[..., Any])
 
 
-def renamed(**words: str) -> Callable[[Class], Class]:
-    """Have a class take old keywords for one more release, with a DeprecationWarning that names the new ones.
+def renamed(**words: str) -> Callable[[Thing], Thing]:
+    """Have a class or function take old keywords for one more release, with a DeprecationWarning of the new ones.
 
-    It goes around the constructor as it is once the class has been made, so that Avalanche, which refuses keywords that
-    no signature shows, sees the new words only; signatures and help show these alone, too.
+    It goes around a class's constructor as it is once the class has been made, so that Avalanche, which refuses
+    keywords that no signature shows, sees the new words only; signatures and help show these alone, too.
 
     Args:
         **words: The new keyword by the old one.
 
     Raises:
-        TypeError: On construction, if both are given.
+        TypeError: When it is called, if both are given.
     """
 
-    def decorate(cls: Class) -> Class:
-        init = cls.__init__  # type: ignore[misc]
+    def decorate(thing: Thing) -> Thing:
+        function: Any = thing.__init__ if isinstance(thing, type) else thing  # type: ignore[misc]
 
-        @functools.wraps(init)
-        def taking_old_words(self: Any, *args: Any, **kwargs: Any) -> None:
+        @functools.wraps(function)
+        def taking_old_words(*args: Any, **kwargs: Any) -> Any:
             for old, new in words.items():
                 if old not in kwargs:
                     continue
                 if new in kwargs:
                     raise TypeError(f"{old} is called {new} now: give {new} alone")
-                warnings.warn(f"{type(self).__name__}: {old} is called {new} now", DeprecationWarning, stacklevel=2)
+                name = type(args[0]).__name__ if isinstance(thing, type) else function.__name__
+                warnings.warn(f"{name}: {old} is called {new} now", DeprecationWarning, stacklevel=2)
                 kwargs[new] = kwargs.pop(old)
-            init(self, *args, **kwargs)
+            return function(*args, **kwargs)
 
-        cls.__init__ = taking_old_words  # type: ignore[misc]
-        return cls
+        if not isinstance(thing, type):
+            return taking_old_words  # type: ignore[return-value]
+        thing.__init__ = taking_old_words  # type: ignore[misc]
+        return thing
 
     return decorate
 

@@ -23,6 +23,12 @@ class Plain:
 
 
 @renamed(labels="answers")
+def plain(x, *, answers="hard"):
+    """Something that is called."""
+    return x, answers
+
+
+@renamed(labels="answers")
 class Strategy(SupervisedTemplate):
     """Avalanche refuses keywords that no signature shows."""
 
@@ -42,6 +48,16 @@ def test_old_words_are_new_ones_with_a_warning():
     with pytest.raises(TypeError, match="labels is called answers now: give answers alone"):
         Plain(labels="soft", answers="hard")
     assert list(inspect.signature(Plain).parameters) == ["answers", "penalty_step", "size", "net"]
+
+
+def test_old_words_of_a_function():
+    with pytest.warns(DeprecationWarning, match="^plain: labels is called answers now$") as found:
+        assert plain(3, labels="soft") == (3, "soft")
+    assert found[0].filename == __file__
+    assert plain(3, answers="soft") == (3, "soft")
+    with pytest.raises(TypeError, match="labels is called answers now: give answers alone"):
+        plain(3, labels="soft", answers="hard")
+    assert list(inspect.signature(plain).parameters) == ["x", "answers"]
 
 
 def test_old_words_of_a_strategy():
