@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -19,8 +19,10 @@ from benchmarks.harness.names import counted, did_you_mean
 from benchmarks.harness.registry import experiment_names, find_experiment
 from benchmarks.harness.stored import load_runs, made_of, rows_of, smoke_only, strangers
 from benchmarks.report.formats import COLUMNS, FORMS, cells, rich_table
+from benchmarks.report.overview import PANELS, overview
 from benchmarks.report.readme import readme_with, summary
-from benchmarks.report.table import measured
+from benchmarks.report.speed import speed
+from benchmarks.report.table import measured, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,8 +40,8 @@ fractions of the test set unless a row says otherwise.
 """
 
 
-def results_text(found: dict[tuple[str, str], list[Run]]) -> str:
-    """RESULTS.md, the same for the same runs."""
+def results_text(found: dict[tuple[str, str], list[Run]], perf: Path | None = None) -> str:
+    """RESULTS.md, the same for the same runs; with the table of speed where the file `perf` is there."""
     rows = {key: rows_of(runs) for key, runs in found.items()}
     judged = [row for some in rows.values() for row in some if row.met]
     count = Counter(row.met for row in judged)
@@ -57,6 +59,8 @@ def results_text(found: dict[tuple[str, str], list[Run]]) -> str:
         parts.append(f"\nNot measured yet: {', '.join(without)}.")
     for (name, scale), runs in found.items():
         parts.append(_section(name, scale, runs, rows[name, scale]))
+    if perf is not None and perf.exists():
+        parts.append(f"\n{speed(perf)}")
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -66,8 +70,7 @@ def _section(name: str, scale: str, runs: Sequence[Run], rows: Sequence[Row]) ->
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         texts = [text.replace("|", "\\|") for text in cells(row)]
-        if row.met == "missed":
-            texts[COLUMNS.index("met")] = "**missed**"
+        texts[COLUMNS.index("met")] = verdict(row.met)
         lines.append(f"| {' | '.join(texts)} |")
     lines.append(f"\n![{name}]({figure_name(name, scale)})\n")
     lines.append(f"{_method(find_experiment(name).description)}\n")
@@ -108,16 +111,21 @@ def report(results: Path, *, out: Path, console: Console) -> int:
     for (name, scale), runs in found.items():
         draw = partial(_png, find_experiment(name).figure)
         files[out / figure_name(name, scale)] = made_of(runs, results, "the figure", draw)
+    for panel in PANELS:
+        if runs := found.get((panel.experiment, "cpu")):
+            made_of(runs, results, "the overview", panel.curves)
+    if picture := _png(overview, found):
+        files[out / "overview.png"] = picture
     rows = {key: rows_of(runs, results) for key, runs in found.items()}
-    files[out / "RESULTS.md"] = results_text(found).encode()
+    files[out / "RESULTS.md"] = results_text(found, results / "perf.json").encode()
     if out.resolve() == results.resolve() == RESULTS.resolve():
         every = (row for some in rows.values() for row in some)
-        files[README] = readme_with(README, summary(every, RESULTS / "perf.json")).encode()
+        files[README] = readme_with(README, summary(every)).encode()
     for (name, scale), some in rows.items():
         console.print(rich_table(some, f"{name}, {scale} ({found[name, scale][0].data})"))
     for path, content in files.items():
         write_atomically(path, content)
-    figures = counted(len(found), "figure")
+    figures = counted(sum(path.suffix == ".png" for path in files), "figure")
     console.print(f"Wrote {out / 'RESULTS.md'} and {figures}.", highlight=False, soft_wrap=True)
     if README in files:
         console.print("Wrote the results section of README.md.", highlight=False)
@@ -148,9 +156,10 @@ def remarks(results: Path, found: Mapping[tuple[str, str], Sequence[Run]]) -> li
     return lines
 
 
-def _png(figure: Callable[[Sequence[Run]], Figure], runs: Sequence[Run]) -> bytes:
+def _png(figure: Callable[[Any], Figure | None], runs: Any) -> bytes:
     content = io.BytesIO()
-    figure(runs).savefig(content, format="png", dpi=120, metadata={"Software": None})
+    if drawn := figure(runs):
+        drawn.savefig(content, format="png", dpi=120, metadata={"Software": None})
     return content.getvalue()
 
 

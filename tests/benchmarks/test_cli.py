@@ -1,6 +1,7 @@
 """Each command line once, in a subprocess, at smoke scale."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -129,25 +130,33 @@ sys.exit(0)
     assert "Only smoke runs found" in report.stderr
 
 
-def test_the_demo_shows_ewc_keeping_what_plain_training_forgets(tmp_path):
+def test_the_demo_shows_each_method_keeping_what_plain_training_forgets(tmp_path):
     shown = command("demo", "--logdir", tmp_path)
     assert shown.returncode == 0, shown.stderr
-
-    def numbers(name):
-        line = next(line for line in shown.stdout.splitlines() if name in line and "%" in line)
-        return [float(number) for number in re.findall(r"([\d.]+) %", line)]
-
-    plain, ewc = numbers("plain training"), numbers("EWC")
-    assert len(plain) == len(ewc) == 7  # five tasks, mean, forgetting
-    assert ewc[5] >= plain[5] + 10
-    assert ewc[6] <= plain[6] - 10
+    lines = shown.stdout.splitlines()
+    assert max(len(line) for line in lines if "--logdir" not in line) <= 80
+    numbers = {}
+    for line in lines:
+        if found := re.findall(r"(-?[\d.]+) %", line):
+            numbers.setdefault(line[:14].strip(), []).append([float(number) for number in found])
+    permuted, classes = numbers.pop("plain training")
+    assert set(numbers) == {"EWC", "Progressive", "DEN", "DGR"}
+    for name, ((*tasks, mean, forgetting),) in numbers.items():
+        assert len(tasks) == 5
+        assert mean == pytest.approx(sum(tasks) / 5, abs=0.1)
+        plain = classes if name == "DGR" else permuted
+        assert mean >= plain[5] + (40 if name == "DGR" else 8)
+        assert forgetting <= plain[6] - (40 if name == "DGR" else 8)
+        assert any(line.startswith(f"{name}: ") for line in lines)
+    assert numbers["Progressive"][0][6] == 0
+    assert classes[:4] == [0, 0, 0, 0]
     assert f"tensorboard --logdir {tmp_path / 'demo'}" in shown.stdout
-    folders = ["plain", "ewc"]
+    folders = ["permuted-naive", "permuted-ewc", "permuted-progressive", "permuted-den", "classes-naive", "classes-dgr"]
     if importlib.util.find_spec("gymnasium"):
         folders += ["cartpole-finetune", "cartpole-progressive"]
 
         def returns(name):
-            line = next(line for line in shown.stdout.splitlines() if name in line and "CartPoles" not in line)
+            line = next(line for line in lines if name in line and "CartPoles" not in line)
             return [int(number) for number in re.findall(r"\d+", line)]
 
         plain, progressive = returns("plain agent"), returns("progressive agent")
@@ -159,6 +168,37 @@ def test_the_demo_shows_ewc_keeping_what_plain_training_forgets(tmp_path):
         assert "gymnasium is not installed" in shown.stdout
     for folder in folders:
         assert list((tmp_path / "demo" / folder).glob("events.out.tfevents.*"))
+
+
+def test_the_demos_logs_show_accuracies_first_and_the_settings(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from benchmarks import demo
+
+    ewc = dataclasses.replace(demo.WAYS[1], units=(8, 8), epochs=1)
+    steps = []
+    matrix = demo.train(ewc, 0, tmp_path, lambda done, total, text: steps.append(done / total))
+    assert [len(row) for row in matrix] == [1, 2, 3, 4, 5]
+    assert steps == sorted(steps)
+    assert steps[-1] == 1
+    log = EventAccumulator(str(tmp_path)).Reload()
+    tags = log.Tags()["scalars"]
+    assert min(tags).startswith("Accuracy/")
+    assert {tag for tag in tags if tag.startswith("ewc/FisherMass/")} == {
+        f"ewc/FisherMass/layer {k}" for k in (1, 2, 3)
+    }
+    assert [event.value for event in log.Scalars("Accuracy/task 2")] == pytest.approx([row[1] for row in matrix[1:]])
+    means = [sum(row) / len(row) for row in matrix]
+    assert [event.value for event in log.Scalars("Accuracy/mean of tasks so far")] == pytest.approx(means)
+    data = log.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert all(word in data for word in (b"method", b"EWC", b"ewc_lambda", b"epochs", b"seed"))
+    assert log.Scalars("Accuracy/at the end")[0].value == pytest.approx(means[-1])
+
+
+def test_mean_and_forgetting_of_a_matrix():
+    from benchmarks.demo import mean_and_forgetting
+
+    assert mean_and_forgetting([[0.9], [0.5, 0.8], [0.4, 0.7, 0.6]]) == pytest.approx((1.7 / 3, (0.5 + 0.1) / 2))
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
