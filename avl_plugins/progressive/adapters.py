@@ -80,8 +80,8 @@ class LinearAdapter(nn.Module):
         sources: the features of the earlier columns, oldest first.
 
     Shapes:
-        input: one tensor a column, (B, maps, *space) into convolutions, (B, ..., maps * positions) into linear layers;
-        or fewer tensors that are such features, concatenated. output: that of `layer`.
+        input: one tensor per column, (B, maps, *space) into convolutions, (B, ..., maps * positions) into linear
+        layers; or fewer tensors that are such features, concatenated. output: that of `layer`.
     """
 
     def __init__(self, layer: nn.Module, sources: Sequence[Source]) -> None:
@@ -104,7 +104,7 @@ class MLPAdapter(nn.Module):
 
     The paper is not of one mind about the width of V (n_i in the text, n_{i-1} in the formula), has no biases in its
     equation and calls alpha a learned scalar, without saying whether there is one for each column. Here there is
-    one a column, V has a bias and U has none. The scaling is applied to V's columns, which is the same and cheaper.
+    one per column, V has a bias and U has none. The scaling is applied to V's columns, which is the same and cheaper.
 
     Args:
         layer: the `Linear` or `Conv1d/2d/3d` whose output it is added to.

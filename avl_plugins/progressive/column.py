@@ -142,7 +142,7 @@ class Column(nn.Module):
         return logits if absent is None else logits.masked_fill(absent, MASK)
 
     def freeze(self, frozen: bool = True) -> None:
-        """Freeze it: no gradients, evaluation mode; or make it trainable (the caller sets the mode)."""
+        """Freeze the column: no gradients, evaluation mode; or make it trainable (the caller sets the mode)."""
         self.frozen = frozen
         for parameter in self.parameters():
             parameter.requires_grad_(not frozen)

@@ -126,7 +126,7 @@ def average_fisher_sensitivity(
         network: a trained network.
         batches: yields x, (x, y), (x, y, ..., t) or mappings with "x": the task's data. y is not used.
         label: the task.
-        labels: "exact": the expectation over y, a backward pass a class. "sampled": one y a sample, drawn from
+        labels: "exact": the expectation over y, a backward pass per class. "sampled": one y per sample, drawn from
             p(y | x), a single backward pass.
         normalise: "layer" or "map", see `Normalise`.
         logits: function of the task's outputs (B, K) that returns the logits of p(y | x), where not all of them are: an

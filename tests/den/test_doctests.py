@@ -1,4 +1,4 @@
-"""The examples in the docstrings of public names run."""
+"""The examples in the docstrings of public names run as doctests."""
 
 from docs_cases import run_doctests
 
