@@ -1,7 +1,7 @@
 """The papers' experiments from the command line.
 
 python -m benchmarks list [-v]       experiments, their arms, and the time they take
-python -m benchmarks demo            EWC against plain training on permuted digits, in about a minute
+python -m benchmarks demo            what plain training forgets and each method keeps, on digits, in two minutes
 python -m benchmarks run NAME        run an experiment; `run NAME --help` shows its settings
 python -m benchmarks report          make RESULTS.md and the figures from all runs; --json, --csv and --latex print rows
 python -m benchmarks perf            speed, ours against Avalanche's and a bare PyTorch loop

@@ -67,7 +67,7 @@ WAYS = (
         "Progressive",
         "Progressive",
         "permuted",
-        "a column of weights for each task, so that nothing changes; is told the task",
+        "adds weights for each task and keeps the old; is told the task",
         (100, 100),
         10,
         labels=True,
@@ -133,10 +133,14 @@ def demo(arguments: Sequence[str], console: Console) -> int:
         own = {way: matrix for way, matrix in results.items() if way.tasks == tasks}
         console.print(table(own))
         console.print("\n".join(f"{way.name}: {way.text}." for way in own) + "\n", highlight=False)
-    console.print("Accuracy on each task's test digits once all tasks are learnt; forgetting: drop since it was new.")
+    console.print(
+        "Accuracy on each task's test digits after the last task; forgetting: the mean\ndrop since a task was new.\n"
+    )
     if played:
         console.print(returns_table(played))
-        console.print("Steps that the pole stays up, 500 at most: when the task was new, and after all tasks.")
+        console.print(
+            "Steps that the pole stays up, 500 at most: when the task was new -> at the end.\n", highlight=False
+        )
     else:
         console.print(
             'gymnasium is not installed (pip install -e ".[bench,rl]"): no agents.',
@@ -174,6 +178,7 @@ def train(way: Way, seed: int, logdir: Path, progress: Callable[[int, int, str],
         **options,
     )
     train_stream(strategy, benchmark, context)
+    progress(1, 1, "done")
     matrix = accuracy_matrix(strategy)
     log_summary(way, seed, matrix, logdir)
     return matrix
@@ -225,14 +230,20 @@ def log_summary(way: Way, seed: int, matrix: list[list[float]], logdir: Path) ->
         )
 
 
+def empty_table(title: str, columns: Sequence[str]) -> Table:
+    """A table that fits 80 columns; its first column is for names."""
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("")
+    for column in columns:
+        shown.add_column(column, justify="right")
+    return shown
+
+
 def table(results: dict[Way, list[list[float]]]) -> Table:
     """One line for each way of training."""
     tasks = next(iter(results)).tasks
-    shown = Table(title=DIGITS[tasks], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    shown.add_column("")
     names = [f"task {k + 1}" if tasks == "permuted" else f"{2 * k}, {2 * k + 1}" for k in range(TASKS)]
-    for column in (*names, "mean", "forgetting"):
-        shown.add_column(column, justify="right")
+    shown = empty_table(DIGITS[tasks], (*names, "mean", "forgetting"))
     for way, matrix in results.items():
         numbers = [*matrix[-1], *mean_and_forgetting(matrix)]
         shown.add_row(way.name, *(f"{100 * number:.1f} %" for number in numbers))
@@ -276,15 +287,9 @@ def train_agent(arm: str, seed: int, logdir: Path, advance: Callable[[int, int, 
 
 
 def returns_table(played: dict[str, dict[str, list[float]]]) -> Table:
-    """One line for each agent, two columns for each task."""
+    """One line for each agent; each task's return when it was new, and at the end."""
     tasks = list(next(iter(played.values())))
-    title = f"CartPole and two variants, {AGENT_STEPS:,} steps each, one after the other"
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("")
-    for task in tasks:
-        shown.add_column(f"{task}, new", justify="right")
-        shown.add_column("at the end", justify="right")
+    shown = empty_table(f"CartPole and two variants, {AGENT_STEPS:,} steps each", tasks)
     for name, returns in played.items():
-        pairs = [(returns[task][k], returns[task][-1]) for k, task in enumerate(tasks)]
-        shown.add_row(name, *(f"{value:.0f}" for pair in pairs for value in pair))
+        shown.add_row(name, *(f"{returns[task][k]:.0f} -> {returns[task][-1]:.0f}" for k, task in enumerate(tasks)))
     return shown

@@ -92,13 +92,13 @@ def overview(found: Mapping[tuple[str, str], Sequence[Run]]) -> Figure | None:
     """Draw the panels, mean over seeds; None where an arm of one has not been run at scale cpu."""
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
 
     drawn = {panel: panel.curves(found.get((panel.experiment, "cpu"), ())) for panel in PANELS}
     if not all(map(all, drawn.values())):
         return None
-    fig = Figure(figsize=(13, 3.6), layout="constrained")
-    fig.get_layout_engine().set(wspace=0.06)
+    fig = Figure(figsize=(13, 3.6), layout=ConstrainedLayoutEngine(wspace=0.06))
     for axes, (panel, arms) in zip(fig.subplots(1, len(PANELS)), drawn.items(), strict=True):
         for curves, colour in zip(map(np.array, arms), (PLAIN, METHOD), strict=True):
             tasks = np.arange(1, curves.shape[1] + 1)

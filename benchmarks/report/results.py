@@ -112,8 +112,8 @@ def report(results: Path, *, out: Path, console: Console) -> int:
         draw = partial(_png, find_experiment(name).figure)
         files[out / figure_name(name, scale)] = made_of(runs, results, "the figure", draw)
     for panel in PANELS:
-        if runs := found.get((panel.experiment, "cpu")):
-            made_of(runs, results, "the overview", panel.curves)
+        if shown := found.get((panel.experiment, "cpu")):
+            made_of(shown, results, "the overview", panel.curves)
     if picture := _png(overview, found):
         files[out / "overview.png"] = picture
     rows = {key: rows_of(runs, results) for key, runs in found.items()}

@@ -269,7 +269,7 @@ def overview_runs():
     for panel in PANELS:
         for seed in (0, 1):
             for k, arm in enumerate(panel.arms):
-                values = [(seed + k) / 4] * 3
+                values = [(seed + k) / 4] * 10
                 found.setdefault((panel.experiment, "cpu"), []).append(
                     Run(
                         experiment=panel.experiment,
@@ -285,7 +285,7 @@ def overview_runs():
                         commit="abc",
                         date="2026-01-01T00:00:00+00:00",
                         measurements=dict.fromkeys(("mean", "final", "so_far"), values)
-                        | {"matrix": [values[: n + 1] for n in range(3)]},
+                        | {"matrix": [values[: n + 1] for n in range(10)]},
                     )
                 )
     return found
@@ -296,8 +296,8 @@ def test_the_overview_draws_the_mean_over_seeds_of_plain_training_and_of_each_me
     assert len(figure.axes) == len(PANELS) == 4
     for axes in figure.axes:
         plain, method = axes.lines
-        np.testing.assert_array_equal(plain.get_xydata(), [[1, 0.125], [2, 0.125], [3, 0.125]])
-        np.testing.assert_array_equal(method.get_ydata(), [0.375] * 3)
+        np.testing.assert_array_equal(plain.get_xydata(), [[k, 0.125] for k in range(1, 11)])
+        np.testing.assert_array_equal(method.get_ydata(), [0.375] * 10)
 
 
 def test_the_overview_is_not_drawn_where_an_arm_is_missing():
