@@ -101,7 +101,7 @@ def train(ewc_lambda: float | None, seed: int, logdir: Path, advance: Callable[[
         *(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Dropout()),
         nn.Linear(WIDTH, benchmark.n_classes),
     )
-    ewc = [] if ewc_lambda is None else [EWCPlugin(ewc_lambda=ewc_lambda, step="proximal")]
+    ewc = [] if ewc_lambda is None else [EWCPlugin(ewc_lambda=ewc_lambda, penalty_step="proximal")]
     evaluator = EvaluationPlugin(
         accuracy_metrics(epoch=True, experience=True, stream=True),
         loss_metrics(epoch=True),

@@ -37,6 +37,18 @@ class KroneckerPenalty:
     Attributes:
         terms: the layers' terms by layer name, in the order in which they were added.
         diagonal: the penalty of the parameters without factors.
+
+    Example:
+        >>> from torch import nn
+        >>> from avl_plugins.ewc import kronecker_fisher
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> fisher = kronecker_fisher(model, [(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))])
+        >>> penalty = KroneckerPenalty()
+        >>> penalty.merge(fisher, dict(model.named_parameters()), scale=8.0)  # when a task ends; scale is lambda
+        >>> one, both = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        >>> round(float(penalty.value({"weight": one})), 3), float(penalty.value({"weight": both}))
+        (1.0, 0.0)
     """
 
     def __init__(self) -> None:

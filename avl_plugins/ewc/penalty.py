@@ -30,6 +30,12 @@ class QuadraticPenalty:
             nothing. Tensors are replaced, never written in place.
         centre: c by parameter name, same names and shapes.
         constant: K, a float64 number, which makes the value (not only the gradient) that of the explicit sum.
+
+    Example:
+        >>> penalty, theta = QuadraticPenalty(), {"weight": torch.tensor([1.0, 2.0])}
+        >>> penalty.merge({"weight": torch.tensor([3.0, 0.0])}, theta, scale=10.0)  # when a task ends; scale is lambda
+        >>> float(penalty.value({"weight": torch.tensor([2.0, 7.0])}))  # 10/2 * 3 * (2 - 1)^2, added to the loss
+        15.0
     """
 
     def __init__(self) -> None:
