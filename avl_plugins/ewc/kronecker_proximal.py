@@ -16,18 +16,18 @@ def check_kronecker_proximal(penalty: KroneckerPenalty, optimizer: Optimizer) ->
     """Raise ValueError unless the penalty's proximal step has a closed form in this optimizer's metric."""
     if type(optimizer) is not SGD:
         raise ValueError(
-            f"penalty_step='proximal' with Kronecker factors needs torch.optim.SGD, not {type(optimizer).__name__}: an "
+            f"step='proximal' with Kronecker factors needs torch.optim.SGD, not {type(optimizer).__name__}: an "
             "optimizer that scales each parameter by itself leaves the factors no common eigenbasis. Use SGD or "
-            "penalty_step='gradient'"
+            "step='gradient'"
         )
-    inverse_preconditioner(optimizer, option="penalty_step")  # refuses maximize=True
+    inverse_preconditioner(optimizer, option="step")  # refuses maximize=True
     for layer, terms in penalty.terms.items():
         shared = {n for term in terms for n in term.block.shapes} & penalty.diagonal.precision.keys()
         if len(terms) > 1 or shared:
             raise ValueError(
-                f"penalty_step='proximal' needs one pair of Kronecker factors for layer {layer!r}, which has "
+                f"step='proximal' needs one pair of Kronecker factors for layer {layer!r}, which has "
                 f"{len(terms)}{' and a diagonal' if shared else ''}: their sum has no common eigenbasis. Use "
-                "mode='online' or penalty_step='gradient'"
+                "mode='online' or step='gradient'"
             )
 
 
@@ -52,7 +52,7 @@ def kronecker_proximal_step_(penalty: KroneckerPenalty, optimizer: Optimizer, pa
     check_kronecker_proximal(penalty, optimizer)
     penalty.check(parameters)
     proximal_step_(penalty.diagonal, optimizer, parameters)
-    inverse = inverse_preconditioner(optimizer, option="penalty_step")
+    inverse = inverse_preconditioner(optimizer, option="step")
     names = {id(theta): name for name, theta in parameters.items()}
     steps = {
         names[id(theta)]: group["lr"] / float(inverse(group, {}))
