@@ -6,8 +6,9 @@ import warnings
 
 import pytest
 import torch
-from fisher_cases import MODELS, Cell, Experts, assert_same, batches, make, two_heads
+from fisher_cases import MODELS, assert_same, batches, make
 from reference import block_reference, factors_reference
+from routing_cases import Cell, Experts, two_heads
 from torch import nn
 
 from avl_plugins.ewc.fisher import diagonal_fisher
@@ -78,7 +79,7 @@ def linear_net():
 
 
 @pytest.mark.parametrize("labels", LABELS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FACTORED)
 def test_equals_the_loops_over_samples_and_positions(name, labels):
     model, x, y = make(name)
     diagonal = diagonal_fisher(model, [(x, y)], labels=labels, generator=generator())
@@ -246,8 +247,9 @@ def test_layers_used_once_for_some_samples_only_get_their_diagonal(form, caplog)
         assert_same(fisher.rest, {n: expected[n] for n in ("cell.weight", "cell.bias")})
         again, without = "reading the data again: layers ['cell']", "layers ['cell'] get their diagonal instead"
         expected_messages = [again, without] if ordered is data else [without]
-        for record, message in zip(caplog.records, expected_messages, strict=True):
-            assert record.getMessage().startswith(message)
+        messages = [r.getMessage() for r in caplog.records if r.name == "avl_plugins.ewc.kronecker"]
+        for message, begins in zip(messages, expected_messages, strict=True):
+            assert message.startswith(begins)
     with pytest.raises(ValueError, match=r"layers \['cell'\] are called once for some samples .* pass a list"):
         kronecker_fisher(model, iter(data))
     kronecker_fisher(model, iter(data[::-1]))
@@ -390,7 +392,7 @@ def test_damping_adds_to_both_factors_and_to_the_diagonal():
     [
         ({"batches": []}, "batches is empty"),
         ({"labels": "batch"}, "labels must be 'exact', 'sampled' or 'empirical', got 'batch'"),
-        ({"likelihood": "poisson"}, "likelihood must be one of 'categorical'"),
+        ({"likelihood": "poisson"}, "likelihood must be .*'categorical'"),
         ({"max_samples": 0}, "max_samples must be"),
         ({"damping": -1.0}, "damping must be a number >= 0, got -1.0"),
         ({"damping": float("inf")}, "damping must be a number >= 0, got inf"),
