@@ -19,6 +19,9 @@ from avl_plugins.dgr.strategy import DGR as DGR
 from avl_plugins.dgr.vae import VAE as VAE
 from avl_plugins.dgr.wgan_gp import WGANGP as WGANGP
 from avl_plugins.ewc.fisher import diagonal_fisher as diagonal_fisher
+from avl_plugins.ewc.kronecker import KroneckerFisher as KroneckerFisher
+from avl_plugins.ewc.kronecker import kronecker_fisher as kronecker_fisher
+from avl_plugins.ewc.kronecker_penalty import KroneckerPenalty as KroneckerPenalty
 from avl_plugins.ewc.overlap import fisher_overlap as fisher_overlap
 from avl_plugins.ewc.penalty import QuadraticPenalty as QuadraticPenalty
 from avl_plugins.ewc.plugin import EWCPlugin as EWCPlugin

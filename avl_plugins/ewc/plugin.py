@@ -20,18 +20,25 @@ from avl_plugins.ewc.checks import (
     warn_if_class_incremental,
     warn_if_unstable,
 )
-from avl_plugins.ewc.fisher import Labels, diagonal_fisher
+from avl_plugins.ewc.curvature import (
+    Curvature,
+    Penalty,
+    check_curvature,
+    check_proximal,
+    diagonal_of,
+    make_penalty,
+    measured,
+    pull_,
+    with_mean_one,
+)
+from avl_plugins.ewc.fisher import Labels
 from avl_plugins.ewc.importance import (
     check_not_zero,
     copied_generator,
     finished_task,
-    normalised,
     uniform_importances,
 )
-from avl_plugins.ewc.penalty import QuadraticPenalty
-from avl_plugins.ewc.proximal import proximal_step_
 from avl_plugins.ewc.selection import Selection, leaves, select
-from avl_plugins.growth.preconditioner import inverse_preconditioner
 
 _log = logging.getLogger(__name__)
 
@@ -78,16 +85,23 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         fisher_batch_size: samples a batch in that default; only labels "batch" depend on it. None: `train_mb_size` for
             "batch", else what `batches_in_memory` finds fit, 1000 where samples are small.
         likelihood: "categorical", "bernoulli", "gaussian" or a callable; see `diagonal_fisher`.
+        curvature: "diagonal" is the paper. "kronecker" keeps how the weights of a layer act together
+            (`kronecker_fisher`, `KroneckerPenalty`) and is Ritter et al. 2018 (arXiv:1805.07810): F_t has a block a
+            layer, which takes in^2 + out^2 numbers in place of in x out. With mode="separate" the sum is exact, and
+            memory and time grow with the number of tasks; with "online" factors are summed, and they do not.
+        damping: added to the diagonal of F, for curvature "kronecker"; see `kronecker_fisher`.
         step: "gradient" adds the penalty's gradient. "proximal" pulls the parameters to the penalty's centre after the
-            optimizer's step (`proximal_step_`): stable for any lambda; the loss still shows the penalty.
+            optimizer's step (`proximal_step_`): stable for any lambda; the loss still shows the penalty. With curvature
+            "kronecker" it needs mode "online" and SGD.
         include: parameters to protect: glob patterns over names, or (name, parameter) -> bool. None: all trainable.
         exclude: parameters to leave out, likewise.
         seed: seeds the subset and the sampled labels. None: `torch.initial_seed()`. The global state is not used.
 
     Attributes:
         tasks: how many tasks have ended.
-        penalty: the `QuadraticPenalty`, lambda (and gamma) included.
-        importances: F of the latest task by parameter name, after `normalise`, without lambda.
+        penalty: the `QuadraticPenalty` or `KroneckerPenalty`, lambda (and gamma) included.
+        importances: F of the latest task by parameter name, after `normalise`, without lambda; its diagonal, where F
+            has more.
         fisher_seconds: wall time of the latest Fisher computation.
         last_penalty: the penalty's value at the latest training step, lambda included; 0-d.
 
@@ -119,6 +133,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         fisher_data: Callable[[Any], Iterable[Any]] | None = None,
         fisher_batch_size: int | None = None,
         likelihood: Any = "categorical",
+        curvature: Curvature = "diagonal",
+        damping: float = 0.0,
         step: Literal["gradient", "proximal"] = "gradient",
         include: Selection | None = None,
         exclude: Selection | None = None,
@@ -141,6 +157,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         for argument, size in (("max_samples", max_samples), ("fisher_batch_size", fisher_batch_size)):
             if size is not None:
                 check_number(argument, size, low=1, integer=True)
+        check_curvature(curvature, damping=damping, labels=labels, importance=importance, mode=mode, step=step)
         self.ewc_lambda = ewc_lambda
         self.labels = labels
         self.importance = importance
@@ -150,10 +167,11 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.fisher_data = fisher_data
         self.fisher_batch_size = fisher_batch_size
         self.likelihood = likelihood
+        self.curvature, self.damping = curvature, damping
         self.step = step
         self.include, self.exclude, self.seed = include, exclude, seed
-        self.penalty = QuadraticPenalty()
-        self._terms: dict[int, QuadraticPenalty] = {}  # by task label, with revisits="replace"
+        self.penalty: Any = make_penalty(curvature)
+        self._terms: dict[int, Penalty] = {}  # by task label, with revisits="replace"
         self.tasks = 0
         self.importances: dict[str, Tensor] = {}
         self.fisher_seconds = 0.0
@@ -181,7 +199,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         select(parameters, self.include, self.exclude)
         self.penalty.check(parameters)
         if self.step == "proximal":
-            inverse_preconditioner(strategy.optimizer, option="step")
+            check_proximal(self.penalty, strategy.optimizer)
         elif "unstable" not in self._warned and warn_if_unstable(self.penalty, strategy.optimizer, parameters):
             self._warned.add("unstable")
         if "classes" not in self._warned and warn_if_class_incremental(self._classes, strategy.experience):
@@ -209,20 +227,19 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if not late:
             return
         if self.step == "gradient":
-            self.penalty.add_gradient_(late, names=late)
+            self.penalty.add_gradient_(dict(strategy.model.named_parameters()), names=late)
         self._active = (self._active or set()) | late.keys()
         self._idle_value = None
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """With step="proximal": pull the parameters to the centre after the optimizer's step."""
-        if self.step == "proximal" and self.penalty.precision:
-            proximal_step_(self.penalty, strategy.optimizer, dict(strategy.model.named_parameters()))
+        if self.step == "proximal":
+            pull_(self.penalty, strategy.optimizer, dict(strategy.model.named_parameters()))
 
     def _value(self, parameters: Mapping[str, Tensor], active: set[str]) -> Tensor:
         """The whole penalty, differentiable in the active parameters; the idle ones' part is computed once."""
         if self._idle_value is None:
-            idle = [name for name in self.penalty.precision if name not in active]
-            self._idle_value = self.penalty.distance(parameters, idle).detach() + self.penalty.constant
+            self._idle_value = self.penalty.distance_without(parameters, active).detach() + self.penalty.constant
         return self.penalty.distance(parameters, active) + self._idle_value
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -252,34 +269,36 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         started = perf_counter()
         if self.importance == "uniform":  # a head that no sample went through belongs to another task
             active = protected.keys() if self._active is None else self._active
-            importances = uniform_importances({n: p for n, p in protected.items() if n in active})
+            fisher: Any = uniform_importances({n: p for n, p in protected.items() if n in active})
         else:
-            fisher = diagonal_fisher(
+            fisher = measured(
+                self.curvature,
                 strategy.model,
                 self._batches(strategy, task),
+                protected,
+                damping=self.damping,
                 labels=self.labels,
                 likelihood=self.likelihood,
                 max_samples=self.max_samples,
                 generator=generator,
             )
-            importances = {name: fisher[name] for name in protected}
-        check_not_zero(importances, experience_name(strategy))
+        check_not_zero(diagonal_of(fisher), experience_name(strategy))
         if self.normalise:
-            importances = normalised(importances)
+            fisher = with_mean_one(fisher)
         seconds = perf_counter() - started
         if self.revisits == "replace":
-            term = QuadraticPenalty()
-            term.merge(importances, parameters, scale=self.ewc_lambda)
+            term: Any = make_penalty(self.curvature)
+            term.merge(fisher, parameters, scale=self.ewc_lambda)
             label = _label(strategy, self.tasks)
             # The latest is last: parameters only grow, and folding takes the smaller shapes first.
             terms = {other: t for other, t in self._terms.items() if other != label} | {label: term}
-            self.penalty, self._terms = _folded(terms.values()), terms
+            self.penalty, self._terms = type(self.penalty).joined(terms.values()), terms
         elif self.mode == "separate":
-            self.penalty.merge(importances, parameters, scale=self.ewc_lambda)
+            self.penalty.merge(fisher, parameters, scale=self.ewc_lambda)
         else:
-            self.penalty.recentre(importances, parameters, scale=self.ewc_lambda, decay=self.gamma)
+            self.penalty.recentre(fisher, parameters, scale=self.ewc_lambda, decay=self.gamma)
         self.tasks += 1
-        self.importances, self.fisher_seconds, self._generator = importances, seconds, generator
+        self.importances, self.fisher_seconds, self._generator = dict(diagonal_of(fisher)), seconds, generator
         self._active = self._idle_value = None
 
     def _batches(self, strategy: Any, task: Any) -> Iterable[Any]:
@@ -296,6 +315,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             "mode": self.mode,
             "gamma": float(self.gamma),
             "revisits": self.revisits,
+            "curvature": self.curvature,
             "penalty": self.penalty.state_dict(),
             "terms": {label: term.state_dict() for label, term in self._terms.items()},
             "tasks": self.tasks,
@@ -313,13 +333,14 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         """Take the state of `state_dict()`. Names and shapes are checked against the model before the next training.
 
         Raises:
-            ValueError: entries are missing or unknown, the state is of another mode, gamma or revisits, or the penalty
-                in it is not valid (`QuadraticPenalty.load_state_dict`). The plugin is then as before.
+            ValueError: entries are missing or unknown, the state is of another mode, gamma, revisits or curvature, or
+                the penalty in it is not valid (its `load_state_dict`). The plugin is then as before.
         """
+        state = {"curvature": "diagonal", **state}  # states from before there was another
         if state.keys() != self.state_dict().keys():
             odd = sorted(state.keys() ^ self.state_dict().keys())
             raise ValueError(f"this is not the state of an EWCPlugin: entries missing or unknown: {odd}")
-        for name in ("mode", "gamma", "revisits"):
+        for name in ("mode", "gamma", "revisits", "curvature"):
             if state[name] != getattr(self, name):
                 raise ValueError(
                     f"the state was saved with {name}={state[name]!r}, this plugin has {name}={getattr(self, name)!r}: "
@@ -327,7 +348,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 )
         saved = state["generator"]
         generator = None if saved is None else torch.Generator().set_state(saved.cpu())
-        terms = {label: QuadraticPenalty() for label in state["terms"]}
+        terms = {label: make_penalty(self.curvature) for label in state["terms"]}
         for label, term in terms.items():
             term.load_state_dict(state["terms"][label])
         self.penalty.load_state_dict(state["penalty"])
@@ -350,10 +371,3 @@ def _label(strategy: Any, number: int) -> int:
         return int(strategy.label)
     labels = set(getattr(strategy.experience, "task_labels", None) or ())
     return int(labels.pop()) if len(labels) == 1 else number
-
-
-def _folded(terms: Iterable[QuadraticPenalty]) -> QuadraticPenalty:
-    whole = QuadraticPenalty()
-    for term in terms:
-        whole.merge(term.precision, term.centre)
-    return whole
