@@ -33,7 +33,9 @@ def train_two(benchmark: Any, plugin: EWCPlugin, **options: Any) -> tuple[Any, A
     return strategy, state
 
 
-@pytest.mark.parametrize("options", [{}, {"normalise": True}, {"fisher_labels": "sampled"}, {"max_samples": 20}])
+@pytest.mark.parametrize(
+    "options", [{}, {"normalise": True}, {"fisher_labels": "sampled"}, {"max_samples": 20}, {"curvature": "kronecker"}]
+)
 def test_it_gets_no_term_but_counts_and_training_goes_on(digits_permuted: Any, options: Any) -> None:
     plugin = EWCPlugin(ewc_lambda=0.01, **options)
     strategy, before = train_two(digits_permuted, plugin)
