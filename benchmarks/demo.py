@@ -61,7 +61,7 @@ WAYS = (
         "holds the weights that old tasks need; is not told the task",
         (400, 400),
         10,
-        {"ewc_lambda": 1000.0, "step": "proximal"},
+        {"ewc_lambda": 1000.0, "penalty_step": "proximal"},
     ),
     Way(
         "Progressive",

@@ -100,7 +100,7 @@ def train_arm(
     if arm == "ewc":
         if ewc_lambda is None:
             raise ValueError("ewc_lambda: the arm ewc needs one")
-        plugins.append(EWCPlugin(ewc_lambda=ewc_lambda, step="proximal"))
+        plugins.append(EWCPlugin(ewc_lambda=ewc_lambda, penalty_step="proximal"))
     strategy = Training(
         model=model,
         optimizer=optimizer(settings.optimizer, model, lr=settings.lr),
