@@ -5,11 +5,18 @@ from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any
 
+from torch import nn
 from torch.optim import SGD, Optimizer
 
 from avl_plugins.ewc.criterion import sums_over_batch
+from avl_plugins.ewc.evaluating import refuse_batch_statistics
 from avl_plugins.ewc.penalty import QuadraticPenalty
-from avl_plugins.tasks.boundaries import Task
+from avl_plugins.ewc.selection import select
+from avl_plugins.growth.preconditioner import inverse_preconditioner
+from avl_plugins.tasks.arguments import check_number
+from avl_plugins.tasks.boundaries import Task, current_task
+from avl_plugins.tasks.labels import check_labels_differ
+from avl_plugins.tasks.protocols import ActsInEnvironments
 
 
 def refuse_avalanche_arguments(
@@ -34,7 +41,33 @@ def refuse_avalanche_arguments(
         )
 
 
-def warn_if_unstable(penalty: QuadraticPenalty, optimizer: Optimizer, parameters: Mapping[str, Any]) -> bool:
+def check_use(strategy: Any, plugin: Any) -> None:
+    """Refuse what an `EWCPlugin` cannot be used with, in `before_training_exp`.
+
+    Raises:
+        ValueError: see `EWCPlugin`.
+    """
+    check_number("ewc_lambda", plugin.ewc_lambda, low=0)
+    parameters = dict(strategy.model.named_parameters())
+    select(parameters, plugin.include, plugin.exclude)
+    plugin.penalty.check(parameters)
+    acts = isinstance(strategy, ActsInEnvironments)
+    if plugin.revisits == "replace" and not acts:
+        check_labels_differ(current_task(strategy).experiences[0])
+    if plugin.importance == "fisher":
+        plugin.likelihood_for(strategy)
+        if acts and plugin.fisher_data is None and plugin.labels in ("empirical", "batch"):
+            raise ValueError(
+                f"labels={plugin.labels!r} needs targets, of which {type(strategy).__name__} has none: use "
+                "labels='exact' or 'sampled'"
+            )
+        if plugin.labels != "batch":
+            refuse_batch_statistics(strategy.model)
+    if plugin.step == "proximal":
+        inverse_preconditioner(strategy.optimizer, option="step")
+
+
+def warn_if_unstable(penalty: QuadraticPenalty, optimizer: Optimizer, model: nn.Module) -> bool:
     """Warn where gradient descent on the penalty alone would diverge: lr lambda max(F) > 2 under SGD.
 
     (Momentum moves the limit by a factor below 2; the task's own curvature only adds to the left side.)
@@ -42,6 +75,7 @@ def warn_if_unstable(penalty: QuadraticPenalty, optimizer: Optimizer, parameters
     """
     if not isinstance(optimizer, SGD):
         return False
+    parameters = dict(model.named_parameters())
     names = {id(parameters[name]): name for name in penalty.precision}
     worst, lr, name = 0.0, 0.0, ""
     for group in optimizer.param_groups:

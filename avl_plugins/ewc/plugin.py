@@ -1,34 +1,31 @@
 """Elastic Weight Consolidation as an Avalanche plugin."""
 
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from typing import Any, Literal, Self, get_args
+from warnings import warn
 
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from avl_plugins.data.tensors import batches_in_memory
 from avl_plugins.ewc.checks import (
+    check_use,
     refuse_avalanche_arguments,
     warn_if_class_incremental,
     warn_if_sum,
     warn_if_unstable,
 )
 from avl_plugins.ewc.criterion import GivenLikelihood, is_regression, strategy_likelihood
-from avl_plugins.ewc.evaluating import refuse_batch_statistics
 from avl_plugins.ewc.first_batch import check_first_batch
-from avl_plugins.ewc.fisher import Labels, diagonal_fisher
-from avl_plugins.ewc.importance import copied_generator, is_zero, normalised, uniform_importances, why_zero
+from avl_plugins.ewc.fisher import Labels
+from avl_plugins.ewc.importance import copied_generator, is_zero, measure, normalised, why_zero
 from avl_plugins.ewc.likelihood import Likelihood, make_likelihood
 from avl_plugins.ewc.penalty import QuadraticPenalty
 from avl_plugins.ewc.proximal import proximal_step_
-from avl_plugins.ewc.samples import without_attributes
-from avl_plugins.ewc.selection import Selection, check_selection, leaves, select
+from avl_plugins.ewc.selection import Selection, check_selection, leaves
 from avl_plugins.ewc.state import read_state
-from avl_plugins.growth.preconditioner import inverse_preconditioner
 from avl_plugins.tasks.arguments import check_callable, check_choice, check_count, check_flag, check_number, check_seed
 from avl_plugins.tasks.boundaries import Task, current_task, finished_task, is_part, parts_so_far
 from avl_plugins.tasks.checks import (
@@ -38,7 +35,6 @@ from avl_plugins.tasks.checks import (
     refuse_empty,
     refuse_meta_learning,
 )
-from avl_plugins.tasks.labels import check_labels_differ
 from avl_plugins.tasks.owners import note_owner, refuse_shared
 from avl_plugins.tasks.protocols import ActsInEnvironments
 
@@ -204,42 +200,25 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Check that penalty, model, criterion and optimizer fit together; warn of settings that are known to fail."""
-        check_number("ewc_lambda", self.ewc_lambda, low=0)
+        check_use(strategy, self)
         begins = not is_part(strategy.experience) or strategy.experience.is_first_subexp
         if begins:
             self._active = self._idle_value = None  # of an experience that an error ended
-        parameters = dict(strategy.model.named_parameters())
-        select(parameters, self.include, self.exclude)
-        self.penalty.check(parameters)
-        if self.revisits == "replace" and not isinstance(strategy, ActsInEnvironments):
-            check_labels_differ(current_task(strategy).experiences[0])
-        if self.importance == "fisher":
-            self._likelihood(strategy)
-            acts = isinstance(strategy, ActsInEnvironments) and self.fisher_data is None
-            if acts and self.labels in ("empirical", "batch"):
-                raise ValueError(
-                    f"labels={self.labels!r} needs targets, of which {type(strategy).__name__} has none: use "
-                    "labels='exact' or 'sampled'"
-                )
-            if self.labels != "batch":
-                refuse_batch_statistics(strategy.model)
-            self._unchecked = begins
-        if self.step == "proximal":
-            inverse_preconditioner(strategy.optimizer, option="step")
-        elif "unstable" not in self._warned and warn_if_unstable(self.penalty, strategy.optimizer, parameters):
-            self._warned.add("unstable")
-        if "sum" not in self._warned and warn_if_sum(strategy):
-            self._warned.add("sum")
-        of_classes = begins and "classes" not in self._warned and not is_regression(strategy, self.likelihood)
-        if of_classes and warn_if_class_incremental(self._classes, current_task(strategy)):
-            self._warned.add("classes")
+            self._unchecked = self.importance == "fisher"
+        warned: dict[str, Callable[[], bool]] = {"sum": lambda: warn_if_sum(strategy)}
+        if self.step == "gradient":
+            warned["unstable"] = lambda: warn_if_unstable(self.penalty, strategy.optimizer, strategy.model)
+        if begins and not is_regression(strategy, self.likelihood):
+            warned["classes"] = lambda: warn_if_class_incremental(self._classes, current_task(strategy))
+        self._warned.update(name for name, now in warned.items() if name not in self._warned and now())
         note_owner(strategy, self)
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Look at a task's first mini-batch: what the Fisher would refuse later is refused here."""
         if self._unchecked:
             own_data = self.fisher_data is not None
-            check_first_batch(strategy, labels=self.labels, likelihood=self._likelihood(strategy), own_data=own_data)
+            likelihood = self.likelihood_for(strategy)
+            check_first_batch(strategy, labels=self.labels, likelihood=likelihood, own_data=own_data)
             self._unchecked = False
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
@@ -304,12 +283,12 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         parameters = dict(strategy.model.named_parameters())
         generator = copied_generator(self._generator, self.seed)  # an error leaves ours as it was
         started = perf_counter()
-        importances = self._measured(strategy, task, parameters, generator)
+        importances = measure(strategy, self, task, generator, self._active)
         if zero := is_zero(importances):
             why = why_zero(experience_name(strategy), self.max_samples)
             if self.zero_fisher == "raise":
                 raise ValueError(why)
-            warnings.warn(f"{why}; it gets no term. zero_fisher='raise' makes this an error", UserWarning, stacklevel=2)
+            warn(f"{why}; it gets no term. zero_fisher='raise' makes this an error", UserWarning, stacklevel=2)
         elif self.normalise:
             importances = normalised(importances)
         seconds = perf_counter() - started
@@ -328,36 +307,11 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.importances, self.fisher_seconds, self._generator = importances, seconds, generator
         self._active = self._idle_value = None
 
-    def _measured(
-        self, strategy: Any, task: Task, parameters: Mapping[str, Any], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        protected = select(parameters, self.include, self.exclude)
-        if self.importance == "uniform":  # a head that no sample went through belongs to another task
-            active = protected.keys() if self._active is None else self._active
-            return uniform_importances({n: p for n, p in protected.items() if n in active})
-        fisher = diagonal_fisher(
-            strategy.model,
-            self._batches(strategy, task),
-            labels=self.labels,
-            likelihood=self._likelihood(strategy),
-            max_samples=self.max_samples,
-            generator=generator,
-        )
-        return {name: fisher[name] for name in protected}
-
-    def _batches(self, strategy: Any, task: Task) -> Iterable[Any]:
-        if self.fisher_data is not None:
-            return self.fisher_data(strategy)
-        if isinstance(strategy, ActsInEnvironments):
-            return strategy.fisher_batches()
-        size = self.fisher_batch_size or (strategy.train_mb_size if self.labels == "batch" else None)
-        batches = batches_in_memory(task.dataset, size)  # in the eval transform group: no augmentation
-        return without_attributes(batches, task_labels=hasattr(task.experiences[0], "task_labels"))
-
-    def _likelihood(self, strategy: Any) -> Likelihood:
+    def likelihood_for(self, strategy: Any) -> Likelihood:
+        """Return the likelihood given, or else the criterion's, which the log says once."""
         likelihood = strategy_likelihood(strategy, self.likelihood)
         name = type(likelihood).__name__.lower()
-        if self.likelihood is None and name != self._said_likelihood:
+        if self.likelihood is None and name != self._said_likelihood and not isinstance(strategy, ActsInEnvironments):
             log.info("EWC's likelihood is %r, that of the criterion", name)
             self._said_likelihood = name
         return likelihood
