@@ -55,12 +55,15 @@ def diagonal_fisher(
     Args:
         model: maps a batch of inputs to one tensor of outputs, a row a sample. A model with `forward_single_task`
             (Avalanche's `MultiTaskModule`) is called with the samples of one task at a time and their int label.
-        batches: yields (x, y), (x, y, ..., t) or mappings with keys "x", "y" and optionally "t"; t holds task labels
-            and is used by multi-task models only.
+        batches: yields (x, y), (x, y, ..., t) or mappings with keys "x", "y" and optionally "t"; x is one tensor, t
+            holds task labels and is used by multi-task models only. y may be None where labels are "exact" or
+            "sampled"; where targets are known they must fit the outputs nevertheless.
         labels: see `Labels`.
-        likelihood: "categorical" (outputs are logits over dimension 1; outputs (N, K, H, W) have a class a pixel, log
-            p is the sum over pixels whose label is not -100), "bernoulli" (independent logits), "gaussian" (means
-            with unit variance), or a callable from the outputs to a `torch.distributions.Distribution`.
+        likelihood: "categorical" (outputs are logits over dimension 1, targets class numbers or probabilities; outputs
+            (N, K, H, W) have a class a pixel, and with the data's labels log p is the sum over pixels whose label is
+            not -100), "bernoulli" (independent logits, targets from 0 to 1 or, one against the rest, class numbers),
+            "gaussian" (means with unit variance), or a callable from the outputs to a
+            `torch.distributions.Distribution`.
         max_samples: use a uniformly random subset of this many samples (all, where there are fewer). Of batches from
             `avl_plugins.data.loading.batches_in_memory` only these samples are read.
         generator: a CPU generator for sampled labels and the subset. None makes a new one from
@@ -71,8 +74,10 @@ def diagonal_fisher(
         that no output depends on.
 
     Raises:
-        ValueError: no sample, no parameter that requires gradients, an unknown `labels` or `likelihood`, "exact" for
-            dense outputs, BatchNorm without running statistics, or a Fisher that is not finite (named).
+        ValueError: no sample, no parameter that requires gradients, an unknown `labels` or `likelihood`, outputs and
+            targets that do not fit it or each other, "exact" for dense outputs, batches with more than the model would
+            be called with where it could be, BatchNorm without running statistics, or a Fisher that is not finite
+            (named).
         TypeError: batches or outputs of another form.
 
     Example:

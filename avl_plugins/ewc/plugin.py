@@ -254,6 +254,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         begins = not is_part(strategy.experience) or strategy.experience.is_first_subexp
         if begins:
             self._active = self._idle_value = None  # of an experience that an error ended
+        check_number("ewc_lambda", self.ewc_lambda, low=0)  # it may have been set since
         parameters = dict(strategy.model.named_parameters())
         select(parameters, self.include, self.exclude)
         self.penalty.check(parameters)
@@ -404,7 +405,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     def _likelihood(self, strategy: Any) -> Likelihood:
         likelihood = strategy_likelihood(strategy, self.likelihood)
         name = type(likelihood).__name__.lower()
-        if self.likelihood is None and name != self._said_likelihood:
+        if self.likelihood is None and name != self._said_likelihood and not isinstance(strategy, ActsInEnvironments):
             log.info("EWC's likelihood is %r, that of the criterion", name)
             self._said_likelihood = name
         return likelihood
