@@ -33,7 +33,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
     target, mode = _target_and_mode(path)
     partial = _fresh_name(target)
     # Exclusively: a file or link planted under this name is neither followed nor written to.
-    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666 if mode is None else mode)
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(partial, flags, 0o666 if mode is None else mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             if mode is not None:
