@@ -114,9 +114,8 @@ def to_plain(value: Any, where: str) -> Any:
 def from_plain(plain: Any, current: Any = None, *, device: torch.device | None = None, floats: bool = False) -> Any:
     """Return the value that `to_plain` wrote, filled into `current` where that is a container or an object.
 
-    Filling in place keeps what a file cannot hold: the factory of a defaultdict, the length of a deque, functions, and
-    which tensors share memory, where the current ones have the values already. Tensors that were on an accelerator go
-    to `device`; with `floats`, all floating point ones do.
+    Filling in place keeps what a file cannot hold: the factory of a defaultdict, the length of a deque, functions.
+    Tensors that were on an accelerator go to `device`; with `floats`, all floating point ones do.
 
     Raises:
         ValueError: If the kind is unknown or an object of another class is expected.
@@ -124,7 +123,7 @@ def from_plain(plain: Any, current: Any = None, *, device: torch.device | None =
     again = functools.partial(from_plain, device=device, floats=floats)
     if isinstance(plain, Tensor):
         moved = device is not None and floats and plain.is_floating_point()
-        return _unless_equal(plain.to(device, copy=True) if moved else plain.clone(), current)
+        return plain.to(device, copy=True) if moved else plain.clone()
     if isinstance(plain, tuple):
         before = current if isinstance(current, tuple) and len(current) == len(plain) else (None,) * len(plain)
         return tuple(again(item, old) for item, old in zip(plain, before, strict=True))
@@ -137,7 +136,7 @@ def from_plain(plain: Any, current: Any = None, *, device: torch.device | None =
         items = plain.items() if kind is None else [(again(k), v) for k, v in plain["items"]]
         return _refill_dict(items, current, again)
     if kind == "device":
-        return _unless_equal(plain["value"].to(device or "cpu", copy=True), current)
+        return plain["value"].to(device or "cpu", copy=True)
     if kind == "array":
         return plain["value"].clone().numpy()
     if kind == "set":
@@ -168,7 +167,8 @@ def from_plain(plain: Any, current: Any = None, *, device: torch.device | None =
         lazy: Any = UninitializedBuffer if plain["buffer"] else UninitializedParameter
         return lazy(requires_grad=False, dtype=getattr(torch, plain["dtype"].removeprefix("torch.")))
     if kind == "parameter data":
-        return _parameter_data(plain["name"], again(plain["value"], getattr(current, "data", None)), current)
+        value = again(plain["value"])
+        return ParamData(plain["name"], init_tensor=value, device=value.device)
     raise ValueError(f"it holds a value of kind {kind!r} where this strategy has a {type(current).__name__}")
 
 
@@ -215,22 +215,6 @@ def of_same_kind(value: Any, before: Any, where: str, *, none: bool = False) -> 
 
 def _is_needed(value: Any) -> bool:
     return isinstance(value, (LRScheduler, defaultdict)) or Metric in type(value).__mro__
-
-
-def _parameter_data(name: str, value: Tensor, current: Any) -> ParamData:
-    """Return the current one with the value, or a new one."""
-    if isinstance(current, ParamData) and current.name == name:
-        current.device = value.device
-        current.reset_like(value.shape)
-        current.data = value
-        return current
-    return ParamData(name, init_tensor=value, device=value.device)
-
-
-def _unless_equal(value: Tensor, current: Any) -> Tensor:
-    """Return the current tensor where it has the value already: it may be a view of a parameter, and stays one."""
-    same = isinstance(current, Tensor) and (current.dtype, current.device) == (value.dtype, value.device)
-    return current if same and torch.equal(current, value) else value
 
 
 def _refill_dict(items: Any, current: Any, again: Any) -> Any:

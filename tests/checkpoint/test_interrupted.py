@@ -12,7 +12,7 @@ from checkpoint_cases import benchmark, build, differences, evaluator, outcome
 from torch import nn
 
 from avl_plugins.checkpoint.file import load_checkpoint, save_checkpoint
-from avl_plugins.checkpoint.running import is_running
+from avl_plugins.checkpoint.running import interrupted_in, is_running
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:EWC fails in class-incremental training"),
@@ -97,6 +97,7 @@ def goes_on(strategy, kind, path):
     assert save_checkpoint(strategy, path)
     for each in (fresh, strategy):
         assert load_checkpoint(each, path) == each.clock.train_exp_counter
+        assert each.experience is interrupted_in(each) is None
         each.train(digits.train_stream[each.clock.train_exp_counter])
         each.eval(digits.test_stream)
     assert differences(outcome(strategy), outcome(fresh)) == []
