@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import SGD, Optimizer
 
 from avl_plugins.ewc.criterion import sums_over_batch
-from avl_plugins.ewc.penalty import QuadraticPenalty
+from avl_plugins.ewc.curvature import Penalty
 from avl_plugins.tasks.boundaries import Task
 
 
@@ -55,7 +55,7 @@ def refuse_avalanche_arguments(args: Sequence[Any], kwargs: Mapping[str, Any], w
         )
 
 
-def warn_if_unstable(penalty: QuadraticPenalty, optimizer: Optimizer, parameters: Mapping[str, Any]) -> bool:
+def warn_if_unstable(penalty: Penalty, optimizer: Optimizer, parameters: Mapping[str, Any]) -> bool:
     """Warn where gradient descent on the penalty alone would diverge: lr lambda max(F) > 2 under SGD.
 
     (Momentum moves the limit by a factor below 2; the task's own curvature only adds to the left side.)
@@ -63,12 +63,13 @@ def warn_if_unstable(penalty: QuadraticPenalty, optimizer: Optimizer, parameters
     """
     if not isinstance(optimizer, SGD):
         return False
-    names = {id(parameters[name]): name for name in penalty.precision}
+    largest = penalty.largest_eigenvalues()
+    names = {id(parameters[name]): name for name in largest}
     worst, lr, name = 0.0, 0.0, ""
     for group in optimizer.param_groups:
         for theta in group["params"]:
             if id(theta) in names:
-                precision = float(penalty.precision[names[id(theta)]].max())
+                precision = largest[names[id(theta)]]
                 if float(group["lr"]) * precision > worst:
                     lr, name = float(group["lr"]), names[id(theta)]
                     worst = lr * precision

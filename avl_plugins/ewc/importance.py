@@ -27,10 +27,15 @@ def why_zero(task: str, max_samples: int | None) -> str:
 
 
 def normalised(importances: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """F divided by its mean over all entries of the tensors that are not all zero (other tasks' heads are)."""
-    counted = [f for f in importances.values() if f.any()]
-    mean = sum(float(f.sum(dtype=torch.float64)) for f in counted) / sum(f.numel() for f in counted)
+    """F divided by its mean."""
+    mean = mean_importance(importances)
     return {name: f / mean for name, f in importances.items()}
+
+
+def mean_importance(importances: Mapping[str, Tensor]) -> float:
+    """The mean over all entries of the tensors that are not all zero (other tasks' heads are)."""
+    counted = [f for f in importances.values() if f.any()]
+    return sum(float(f.sum(dtype=torch.float64)) for f in counted) / sum(f.numel() for f in counted)
 
 
 def copied_generator(generator: torch.Generator | None, seed: int | None) -> torch.Generator:

@@ -18,17 +18,25 @@ from avl_plugins.ewc.checks import (
     warn_if_unstable,
 )
 from avl_plugins.ewc.criterion import GivenLikelihood, is_regression, strategy_likelihood
+from avl_plugins.ewc.curvature import (
+    Curvature,
+    Penalty,
+    check_curvature,
+    check_proximal,
+    diagonal_of,
+    make_penalty,
+    measured,
+    pull_,
+    with_mean_one,
+)
 from avl_plugins.ewc.evaluating import refuse_batch_statistics
 from avl_plugins.ewc.first_batch import check_first_batch
-from avl_plugins.ewc.fisher import Labels, diagonal_fisher
-from avl_plugins.ewc.importance import copied_generator, is_zero, normalised, uniform_importances, why_zero
+from avl_plugins.ewc.fisher import Labels
+from avl_plugins.ewc.importance import copied_generator, is_zero, uniform_importances, why_zero
 from avl_plugins.ewc.likelihood import Likelihood, make_likelihood
-from avl_plugins.ewc.penalty import QuadraticPenalty
-from avl_plugins.ewc.proximal import proximal_step_
 from avl_plugins.ewc.samples import without_attributes
 from avl_plugins.ewc.selection import Selection, check_selection, leaves, select
 from avl_plugins.ewc.state import read_state
-from avl_plugins.growth.preconditioner import inverse_preconditioner
 from avl_plugins.tasks.arguments import check_callable, check_choice, check_count, check_flag, check_number, check_seed
 from avl_plugins.tasks.boundaries import Task, current_task, finished_task, is_part, parts_so_far
 from avl_plugins.tasks.checks import (
@@ -95,8 +103,14 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             negative log-likelihood of log-probabilities, "bernoulli" for binary cross-entropy with logits and
             `one_vs_rest_loss`, "gaussian" for the mean squared error. It has to be given for any other criterion, and
             for a strategy that acts in environments unless that says it (`fisher_likelihood()`).
+        curvature: "diagonal" is the paper. "kronecker" keeps how the weights of a layer act together
+            (`kronecker_fisher`, `KroneckerPenalty`) and is Ritter et al. 2018 (arXiv:1805.07810): F_t has a block per
+            layer, which takes in^2 + out^2 numbers in place of in x out. With mode "separate" the sum is exact, and
+            memory and time grow with the number of tasks; with "online" factors are summed, and they do not.
+        damping: added to the diagonal of F, for curvature "kronecker"; see `kronecker_fisher`.
         penalty_step: "gradient" adds the penalty's gradient. "proximal" pulls the parameters to the penalty's centre
-            after the optimizer's step (`proximal_step_`): stable for any lambda; the loss still shows the penalty.
+            after the optimizer's step (`proximal_step_`): stable for any lambda; the loss still shows the penalty. With
+            curvature "kronecker" it needs mode "online" and SGD.
         include: parameters to protect: glob patterns over names, or (name, parameter) -> bool. None: all trainable.
         exclude: parameters to leave out, likewise.
         zero_fisher: what to do about a task whose Fisher is zero everywhere: "warn" and give it no term, or "raise".
@@ -104,8 +118,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     Attributes:
         tasks: how many tasks have ended.
-        penalty: the `QuadraticPenalty`, lambda (and gamma) included.
-        importances: F of the latest task by parameter name, after `normalise`, without lambda.
+        penalty: the `QuadraticPenalty` or `KroneckerPenalty`, lambda (and gamma) included.
+        importances: the diagonal of F of the latest task by parameter name, after `normalise`, without lambda.
         fisher_seconds: wall time of the latest Fisher computation.
         last_penalty: the penalty's value at the latest training step, lambda included; 0-d.
 
@@ -155,6 +169,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         fisher_data: Callable[[Any], Iterable[Any]] | None = None,
         fisher_batch_size: int | None = None,
         likelihood: GivenLikelihood = None,
+        curvature: Curvature = "diagonal",
+        damping: float = 0.0,
         penalty_step: Literal["gradient", "proximal"] = "gradient",
         include: Selection | None = None,
         exclude: Selection | None = None,
@@ -180,6 +196,14 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if likelihood is not None:
             make_likelihood(likelihood)
         check_choice("penalty_step", penalty_step, ("gradient", "proximal"))
+        check_curvature(
+            curvature,
+            damping=damping,
+            fisher_labels=fisher_labels,
+            importance=importance,
+            mode=mode,
+            penalty_step=penalty_step,
+        )
         check_choice("zero_fisher", zero_fisher, ("warn", "raise"))
         check_seed("seed", seed)
         self.ewc_lambda = ewc_lambda
@@ -191,12 +215,13 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.fisher_data = fisher_data
         self.fisher_batch_size = fisher_batch_size
         self.likelihood = likelihood
+        self.curvature, self.damping = curvature, damping
         self.penalty_step = penalty_step
         self.include = check_selection("include", include)
         self.exclude = check_selection("exclude", exclude)
         self.zero_fisher, self.seed = zero_fisher, seed
-        self.penalty = QuadraticPenalty()
-        self._terms: dict[int, QuadraticPenalty] = {}  # by task label, with revisits="replace"
+        self.penalty: Any = make_penalty(curvature)
+        self._terms: dict[int, Penalty] = {}  # by task label, with revisits="replace"
         self.tasks = 0
         self.importances: dict[str, Tensor] = {}
         self.fisher_seconds = 0.0
@@ -246,7 +271,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
                 refuse_batch_statistics(strategy.model)
             self._unchecked = begins
         if self.penalty_step == "proximal":
-            inverse_preconditioner(strategy.optimizer, option="penalty_step")
+            check_proximal(self.penalty, strategy.optimizer)
         elif "unstable" not in self._warned and warn_if_unstable(self.penalty, strategy.optimizer, parameters):
             self._warned.add("unstable")
         if "sum" not in self._warned and warn_if_sum(strategy):
@@ -287,20 +312,19 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if not late:
             return
         if self.penalty_step == "gradient":
-            self.penalty.add_gradient_(late, names=late)
+            self.penalty.add_gradient_(dict(strategy.model.named_parameters()), names=late)
         self._active = (self._active or set()) | late.keys()
         self._idle_value = None
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Pull the parameters to the centre after the optimizer's step, with penalty_step="proximal"."""
-        if self.penalty_step == "proximal" and self.penalty.precision:
-            proximal_step_(self.penalty, strategy.optimizer, dict(strategy.model.named_parameters()))
+        if self.penalty_step == "proximal":
+            pull_(self.penalty, strategy.optimizer, dict(strategy.model.named_parameters()))
 
     def _value(self, parameters: Mapping[str, Tensor], active: set[str]) -> Tensor:
         """The whole penalty, differentiable in the active parameters; the idle ones' part is computed once."""
         if self._idle_value is None:
-            idle = [name for name in self.penalty.precision if name not in active]
-            self._idle_value = self.penalty.distance(parameters, idle).detach() + self.penalty.constant
+            self._idle_value = self.penalty.distance_without(parameters, active).detach() + self.penalty.constant
         return self.penalty.distance(parameters, active) + self._idle_value
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -327,46 +351,46 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         parameters = dict(strategy.model.named_parameters())
         generator = copied_generator(self._generator, self.seed)  # an error leaves ours as it was
         started = perf_counter()
-        importances = self._measured(strategy, task, parameters, generator)
-        if zero := is_zero(importances):
+        fisher = self._measured(strategy, task, parameters, generator)
+        if zero := is_zero(diagonal_of(fisher)):
             why = why_zero(experience_name(strategy), self.max_samples)
             if self.zero_fisher == "raise":
                 raise ValueError(why)
             warnings.warn(f"{why}; it gets no term. zero_fisher='raise' makes this an error", UserWarning, stacklevel=2)
         elif self.normalise:
-            importances = normalised(importances)
+            fisher = with_mean_one(fisher)
         seconds = perf_counter() - started
         if self.mode == "online":
-            self.penalty.recentre(importances, parameters, scale=self.ewc_lambda, decay=self.gamma)
+            self.penalty.recentre(fisher, parameters, scale=self.ewc_lambda, decay=self.gamma)
         elif self.revisits == "replace" and not zero:
-            term = QuadraticPenalty()
-            term.merge(importances, parameters, scale=self.ewc_lambda)
+            term: Any = make_penalty(self.curvature)
+            term.merge(fisher, parameters, scale=self.ewc_lambda)
             label = _label(strategy, task, self.tasks)
             # The latest is last: parameters only grow, and folding takes the smaller shapes first.
             terms = {other: t for other, t in self._terms.items() if other != label} | {label: term}
-            self.penalty, self._terms = _folded(terms.values()), terms
+            self.penalty, self._terms = type(self.penalty).joined(terms.values()), terms
         elif not zero:
-            self.penalty.merge(importances, parameters, scale=self.ewc_lambda)
+            self.penalty.merge(fisher, parameters, scale=self.ewc_lambda)
         self.tasks += 1
-        self.importances, self.fisher_seconds, self._generator = importances, seconds, generator
+        self.importances, self.fisher_seconds, self._generator = dict(diagonal_of(fisher)), seconds, generator
         self._active = self._idle_value = None
 
-    def _measured(
-        self, strategy: Any, task: Task, parameters: Mapping[str, Any], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def _measured(self, strategy: Any, task: Task, parameters: Mapping[str, Any], generator: torch.Generator) -> Any:
         protected = select(parameters, self.include, self.exclude)
         if self.importance == "uniform":  # a head that no sample went through belongs to another task
             active = protected.keys() if self._active is None else self._active
             return uniform_importances({n: p for n, p in protected.items() if n in active})
-        fisher = diagonal_fisher(
+        return measured(
+            self.curvature,
             strategy.model,
             self._batches(strategy, task),
+            protected,
+            damping=self.damping,
             labels=self.fisher_labels,
             likelihood=self._likelihood(strategy),
             max_samples=self.max_samples,
             generator=generator,
         )
-        return {name: fisher[name] for name in protected}
 
     def _batches(self, strategy: Any, task: Task) -> Iterable[Any]:
         if self.fisher_data is not None:
@@ -391,6 +415,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             "mode": self.mode,
             "gamma": float(self.gamma),
             "revisits": self.revisits,
+            "curvature": self.curvature,
             "penalty": self.penalty.state_dict(),
             "terms": {label: term.state_dict() for label, term in self._terms.items()},
             "tasks": self.tasks,
@@ -408,10 +433,11 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         """Take the state of `state_dict()`. Names and shapes are checked against the model before the next training.
 
         Raises:
-            ValueError: entries are missing or unknown, the state is of another mode, gamma or revisits, or an entry is
-                not what it should be; it is named. The plugin is then as before.
+            ValueError: entries are missing or unknown, the state is of another mode, gamma, revisits or curvature, or
+                an entry is not what it should be; it is named. The plugin is then as before.
         """
-        found = read_state(state, {"mode": self.mode, "gamma": float(self.gamma), "revisits": self.revisits})
+        settings = ("mode", "gamma", "revisits", "curvature")
+        found = read_state(state, {name: getattr(self, name) for name in settings})
         public = ("penalty", "tasks", "importances", "fisher_seconds", "last_penalty")
         new = {name if name in public else f"_{name}": value for name, value in found.items()}
         self.__dict__.update(new, _idle_value=None)  # at once: an interrupt leaves no half of it
@@ -428,10 +454,3 @@ def _label(strategy: Any, task: Task, number: int) -> int:
     if isinstance(strategy, ActsInEnvironments):
         return int(strategy.label)
     return task.labels[0] if len(task.labels) == 1 else -1 - number
-
-
-def _folded(terms: Iterable[QuadraticPenalty]) -> QuadraticPenalty:
-    whole = QuadraticPenalty()
-    for term in terms:
-        whole.merge(term.precision, term.centre)
-    return whole

@@ -117,13 +117,15 @@ class Hidden(nn.Module):
         return self.last(torch.relu(h))
 
 
-def test_parameters_hidden_from_the_graph_are_still_penalised(digits_permuted: Any) -> None:
+@pytest.mark.parametrize("curvature", ["diagonal", "kronecker"])
+def test_parameters_hidden_from_the_graph_are_still_penalised(digits_permuted: Any, curvature: Any) -> None:
     ends = []
     for detour in (True, False):
         torch.manual_seed(0)
         model = Hidden()
         model.detour = detour
-        naive(model, EWCPlugin(ewc_lambda=50.0)).train(digits_permuted.train_stream, eval_streams=[])
+        plugin = EWCPlugin(ewc_lambda=50.0, curvature=curvature)
+        naive(model, plugin).train(digits_permuted.train_stream, eval_streams=[])
         ends.append(snapshot(model))
     assert_same(*ends, rtol=1e-5, atol=1e-6)
 
