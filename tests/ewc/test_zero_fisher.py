@@ -57,6 +57,24 @@ def test_it_gets_no_term_but_counts_and_training_goes_on(digits_permuted: Any, o
     assert all(torch.equal(a >= before["penalty"]["precision"][n], a > -1) for n, a in plugin.penalty.precision.items())
 
 
+@pytest.mark.parametrize("mode", ["separate", "online"])
+def test_kronecker_factors_that_are_zero_add_no_term(digits_permuted: Any, mode: Any) -> None:
+    plugin = EWCPlugin(ewc_lambda=0.01, curvature="kronecker", mode=mode, normalise=True)
+    strategy, before = train_two(digits_permuted, plugin)
+    with pytest.warns(UserWarning, match=ZERO):
+        strategy.train(digits_permuted.train_stream[1], eval_streams=[])
+    assert plugin.tasks == 2
+    assert plugin.penalty.terms.keys() == {"0", "2"}
+    for layer, (term,) in plugin.penalty.terms.items():
+        (old,) = before["penalty"]["terms"][layer]
+        assert torch.equal(term.block.inputs, old["inputs"])
+        assert torch.equal(term.block.outputs, old["outputs"])
+        if mode == "separate":
+            assert torch.equal(term.centre, old["centre"])
+        else:  # recentred, as ever
+            assert not term.difference({n: p.detach() for n, p in strategy.model.named_parameters()}).any()
+
+
 def test_raise_makes_it_an_error_that_changes_nothing(digits_permuted: Any) -> None:
     plugin = EWCPlugin(ewc_lambda=10.0, fisher_labels="sampled", zero_fisher="raise")
     strategy, before = train_two(digits_permuted, plugin)
