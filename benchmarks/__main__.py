@@ -1,7 +1,7 @@
 """The papers' experiments from the command line.
 
 python -m benchmarks list [-v]       experiments, their arms, and the time they take
-python -m benchmarks demo            EWC against plain training on permuted digits, in about a minute
+python -m benchmarks demo            what plain training forgets and each method keeps, on digits, in two minutes
 python -m benchmarks run NAME        run an experiment; `run NAME --help` shows its settings
 python -m benchmarks report          make RESULTS.md and the figures from all runs; --json, --csv and --latex print rows
 python -m benchmarks perf            speed, ours against Avalanche's and a bare PyTorch loop
@@ -56,6 +56,8 @@ def report_results(arguments: Sequence[str], console: Console) -> int:
         text = f"print every row as {what} and write nothing"
         either.add_argument(f"--{form}", action="store_const", const=form, dest="form", help=text)
     options = parser.parse_args(arguments)
+    if options.results.exists() and not options.results.is_dir():
+        raise ValueError(f"--results must be a folder, got {options.results}")
     if options.form:
         return print_rows(options.results, options.form, Console(stderr=True))
     return report(options.results, out=options.out or options.results, console=console)

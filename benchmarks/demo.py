@@ -1,15 +1,15 @@
-"""`python -m benchmarks demo`: what plain training forgets and EWC and Progressive Networks keep; no download."""
+"""`python -m benchmarks demo`: what plain training forgets, and what each of the four methods keeps; no download."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -17,21 +17,93 @@ from rich.table import Table
 from benchmarks.harness.files import check_folder, remove_events
 
 TASKS = 5
-EPOCHS = 15
-WIDTH = 400
-LEARNING_RATE = 0.02
-EWC_LAMBDA = 1000.0  # of 300, 1000, 3000 the best on 300 held-out training digits, seeds 100 and 101
+LEARNING_RATE = 1e-3  # of Adam
+LATENT = 8  # size of the generator's z
+DIGITS = {
+    "permuted": "Ten digits, their pixels permuted anew for each task",
+    "classes": "Two new digits a task, one head for all ten",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A way of training that the demo shows.
+
+    Attributes:
+        name: in tables.
+        strategy: name of its class, in `avl_plugins` or Avalanche's "Naive".
+        tasks: "permuted", the ten digits with other permutations of the pixels, or "classes", two new digits each.
+        text: what to look at, one line.
+        units: in the hidden layers.
+        epochs: on each task; of first training, and of each phase of DEN.
+        options: of the strategy.
+        labels: samples come with the task they are of.
+    """
+
+    name: str
+    strategy: str
+    tasks: Literal["permuted", "classes"]
+    text: str
+    units: tuple[int, ...]
+    epochs: int
+    options: dict[str, Any] = field(default_factory=dict)
+    labels: bool = False
+
+
+# Chosen on 300 held-out training digits, seeds 100 and 101: lambda of 100, 300, 1000 and 3000. Generator iterations of
+# 250 and 500 were compared on seed 100 alone; nothing else was searched.
+WAYS = (
+    Way("plain training", "Naive", "permuted", "forgets more of a task with each one that follows", (400, 400), 10),
+    Way(
+        "EWC",
+        "EWC",
+        "permuted",
+        "holds the weights that old tasks need; is not told the task",
+        (400, 400),
+        10,
+        {"ewc_lambda": 1000.0, "penalty_step": "proximal"},
+    ),
+    Way(
+        "Progressive",
+        "Progressive",
+        "permuted",
+        "adds weights for each task and keeps the old; is told the task",
+        (100, 100),
+        10,
+        labels=True,
+    ),
+    Way(
+        "DEN",
+        "DEN",
+        "permuted",
+        "grows where a task needs it, and shares the rest; is told the task",
+        (40, 30),
+        15,
+        {"expand_by": 5},
+        labels=True,
+    ),
+    Way("plain training", "Naive", "classes", "knows the last two digits only", (200, 200), 20),
+    Way(
+        "DGR",
+        "DGR",
+        "classes",
+        "replays digits that a generator makes up; keeps no data",
+        (200, 200),
+        20,
+        {"generator_iterations": 500},
+    ),
+)
 
 AGENTS = {"finetune": "plain agent", "progressive": "progressive agent"}
-AGENT_STEPS = 60_000  # in each task, where the experiment rl-classic takes 150,000
+AGENT_STEPS = 40_000  # in each task, where the experiment rl-classic takes 150,000
 
 
 def demo(arguments: Sequence[str], console: Console) -> int:
-    """Train plainly and with a method, digits and agents; show what is kept, and say how to look at the curves."""
+    """Train plainly and with each method, digits and agents; show what is kept, and say how to look at the curves."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks demo",
-        description=f"Plain training and EWC on {TASKS} permutations of scikit-learn's 1,797 digits; where gymnasium "
-        "is installed, a plain and a progressive agent on three CartPoles.",
+        description=f"Plain training and the four methods on scikit-learn's 1,797 digits, {TASKS} tasks one after the "
+        "other; where gymnasium is installed, a plain and a progressive agent on three CartPoles.",
     )
     parser.add_argument("--logdir", type=Path, default=Path("runs"), help="TensorBoard logs go to LOGDIR/demo")
     parser.add_argument("--seed", type=int, default=0)
@@ -42,27 +114,33 @@ def demo(arguments: Sequence[str], console: Console) -> int:
     agents = AGENTS if find_spec("gymnasium") else {}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("loading Avalanche", total=2 * TASKS * EPOCHS + TASKS * EPOCHS * len(agents) // 2)
+        bar = progress.add_task("loading Avalanche", total=len(WAYS) + len(agents))
 
-        def advance(name: str, task: int) -> None:
-            progress.update(bar, advance=1, description=f"{name}, task {task + 1} of {TASKS}")
+        def start(name: str, what: str) -> Share:
+            if not console.is_terminal:
+                console.print(f"{name}: {what} ...", highlight=False)
+            return Share(progress, bar, 1, name)
 
         results = {}
-        for name, folder, ewc_lambda in (("plain training", "plain", None), ("EWC", "ewc", EWC_LAMBDA)):
-            if not console.is_terminal:
-                console.print(f"{name}: {TASKS} tasks of {EPOCHS} epochs ...", highlight=False)
-            results[name] = train(ewc_lambda, options.seed, logdir / folder, partial(advance, name))
+        for way in WAYS:
+            shown = start(way.name, f"{TASKS} tasks, {way.epochs} epochs each")
+            results[way] = train(way, options.seed, logdir / f"{way.tasks}-{way.strategy.lower()}", shown)
         played = {}
         for arm, name in agents.items():
-            if not console.is_terminal:
-                console.print(f"{name}: 3 CartPoles of {AGENT_STEPS:,} steps ...", highlight=False)
-            shown = Share(progress, bar, TASKS * EPOCHS // 2, name)
+            shown = start(name, f"3 CartPoles of {AGENT_STEPS:,} steps")
             played[name] = train_agent(arm, options.seed, logdir / f"cartpole-{arm}", shown)
-    console.print(table(results))
-    console.print("Accuracy on each task's test digits once all tasks are learnt; forgetting: drop since it was new.")
+    for tasks in DIGITS:
+        own = {way: matrix for way, matrix in results.items() if way.tasks == tasks}
+        console.print(table(own))
+        console.print("\n".join(f"{way.name}: {way.text}." for way in own) + "\n", highlight=False)
+    console.print(
+        "Accuracy on each task's test digits after the last task; forgetting: the mean\ndrop since a task was new.\n"
+    )
     if played:
         console.print(returns_table(played))
-        console.print("Steps that the pole stays up, 500 at most: when the task was new, and after all tasks.")
+        console.print(
+            "Steps that the pole stays up, 500 at most: when the task was new -> at the end.\n", highlight=False
+        )
     else:
         console.print(
             'gymnasium is not installed (pip install -e ".[bench,rl]"): no agents.',
@@ -74,77 +152,101 @@ def demo(arguments: Sequence[str], console: Console) -> int:
     return 0
 
 
-def train(ewc_lambda: float | None, seed: int, logdir: Path, advance: Callable[[int], None]) -> list[list[float]]:
-    """Accuracy on every task after each task: [after][task]."""
+def train(way: Way, seed: int, logdir: Path, progress: Callable[[int, int, str], None]) -> list[list[float]]:
+    """Accuracy on the tasks so far after each task: [after][task]."""
     import torch
-    from avalanche.core import SupervisedPlugin
-    from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
-    from avalanche.logging import TensorboardLogger
-    from avalanche.training.plugins import EvaluationPlugin
-    from avalanche.training.supervised import Naive
-    from torch import nn
 
-    from avl_plugins import EWCPlugin, InMemoryLoaderPlugin
-    from avl_plugins.metrics import capacity_metrics, chaudhry_forgetting_metrics, ewc_metrics
-    from benchmarks.data.arrays import digits, permuted
-
-    class Advance(SupervisedPlugin):
-        def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-            advance(strategy.experience.current_experience)
+    from benchmarks.data.arrays import digits, permuted, split
+    from benchmarks.harness.experiment import Context
+    from benchmarks.training.supervised import accuracy_matrix, default_plugins, make_evaluator, train_stream
 
     torch.set_num_threads(1)  # the fastest for a model this small, and the same numbers everywhere
     torch.manual_seed(seed)
     remove_events(logdir)
-    benchmark = permuted(digits(), TASKS, seed=seed)
-    model = nn.Sequential(
-        *(nn.Linear(64, WIDTH), nn.ReLU(), nn.Dropout()),
-        *(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Dropout()),
-        nn.Linear(WIDTH, benchmark.n_classes),
-    )
-    ewc = [] if ewc_lambda is None else [EWCPlugin(ewc_lambda=ewc_lambda, step="proximal")]
-    evaluator = EvaluationPlugin(
-        accuracy_metrics(epoch=True, experience=True, stream=True),
-        loss_metrics(epoch=True),
-        chaudhry_forgetting_metrics(experience=True, stream=True),
-        capacity_metrics(),
-        ewc_metrics(epoch=True, experience=True, overlap=True) if ewc else [],
-        loggers=[TensorboardLogger(tb_log_dir=logdir)],
-    )
-    strategy = Naive(
+    make = permuted if way.tasks == "permuted" else split
+    benchmark = make(digits(), TASKS, seed=seed, task_labels=way.labels)
+    context = Context(logdir=logdir, progress=progress)
+    strategy_class, model, options, metrics = parts(way)
+    strategy = strategy_class(
         model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9),
+        optimizer=torch.optim.Adam(model.parameters(), lr=LEARNING_RATE),
         train_mb_size=32,
-        train_epochs=EPOCHS,
+        train_epochs=way.epochs,
         eval_mb_size=512,
-        plugins=[InMemoryLoaderPlugin(), *ewc, Advance()],
-        evaluator=evaluator,
+        plugins=default_plugins(context, TASKS, resumable=False),
+        evaluator=make_evaluator(context, *metrics),
+        **options,
     )
-    return [_learn(strategy, experience, benchmark.test_stream) for experience in benchmark.train_stream]
+    train_stream(strategy, benchmark, context)
+    progress(1, 1, "done")
+    matrix = accuracy_matrix(strategy)
+    log_summary(way, seed, matrix, logdir)
+    return matrix
 
 
-def _learn(strategy: Any, experience: Any, tests: Any) -> list[float]:
-    """Train on one experience; accuracy on every task."""
-    strategy.train(experience)
-    metrics = strategy.eval(tests)
-    return [
-        next(
-            value for name, value in metrics.items() if name.startswith("Top1_Acc_Exp") and name.endswith(f"{task:03d}")
+def parts(way: Way) -> tuple[Any, Any, dict[str, Any], list[Any]]:
+    """Return the class of a way's strategy, its network, its options, and metrics of what the method does."""
+    from avalanche.training.supervised import Naive
+
+    import avl_plugins as avl
+    from avl_plugins import metrics
+    from avl_plugins.dgr.networks import mlp_decoder, mlp_encoder
+    from benchmarks.training.models import mlp
+
+    net = mlp((64, *way.units, 10), dropout_hidden=0.5 if way.tasks == "permuted" else 0)
+    body = mlp((64, *way.units, 10))[:-1]
+    if way.strategy == "EWC":
+        return avl.EWC, net, way.options, metrics.ewc_metrics(epoch=True, experience=True, overlap=True)
+    if way.strategy == "Progressive":
+        return avl.Progressive, avl.ProgressiveNetwork(body), way.options, metrics.column_metrics()
+    if way.strategy == "DEN":
+        return avl.DEN, avl.DynamicallyExpandableNetwork(body), way.options, metrics.den_metrics()
+    if way.strategy == "DGR":
+        generator = avl.VAE(encoder=mlp_encoder((64,), LATENT), decoder=mlp_decoder(LATENT, (64,)), latent=LATENT)
+        return avl.DGR, net, {"generator": generator, **way.options}, metrics.replay_metrics(shape=(1, 8, 8))
+    return Naive, net, way.options, []
+
+
+def mean_and_forgetting(matrix: list[list[float]]) -> tuple[float, float]:
+    """Return the mean accuracy at the end, and the mean drop since a task was new over all but the last."""
+    last = matrix[-1]
+    drops = [matrix[task][task] - last[task] for task in range(len(last) - 1)]
+    return sum(last) / len(last), sum(drops) / len(drops)
+
+
+def log_summary(way: Way, seed: int, matrix: list[list[float]], logdir: Path) -> None:
+    """Log the accuracies, whose cards TensorBoard shows first, and the settings as HParams."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    mean, forgetting = mean_and_forgetting(matrix)
+    settings = {"method": way.name, "tasks": way.tasks, "units": str(way.units), "epochs": way.epochs, "seed": seed}
+    with SummaryWriter(str(logdir)) as writer:
+        for k, row in enumerate(matrix, 1):
+            writer.add_scalar("Accuracy/mean of tasks so far", sum(row) / k, k)
+            for task, accuracy in enumerate(row, 1):
+                writer.add_scalar(f"Accuracy/task {task}", accuracy, k)
+        writer.add_hparams(
+            settings | way.options, {"Accuracy/at the end": mean, "Accuracy/forgetting": forgetting}, run_name="."
         )
-        for task in range(TASKS)
-    ]
 
 
-def table(results: dict[str, list[list[float]]]) -> Table:
-    """One line for each way of training."""
-    shown = Table(title=f"Permuted digits, {TASKS} tasks one after the other", title_justify="left")
+def empty_table(title: str, columns: Sequence[str]) -> Table:
+    """A table that fits 80 columns; its first column is for names."""
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("")
-    for column in (*(f"task {task + 1}" for task in range(TASKS)), "mean", "forgetting"):
+    for column in columns:
         shown.add_column(column, justify="right")
-    for name, after in results.items():
-        last = after[-1]
-        drops = [after[task][task] - last[task] for task in range(TASKS - 1)]
-        numbers = [*last, sum(last) / TASKS, sum(drops) / len(drops)]
-        shown.add_row(name, *(f"{100 * number:.1f} %" for number in numbers))
+    return shown
+
+
+def table(results: dict[Way, list[list[float]]]) -> Table:
+    """One line for each way of training."""
+    tasks = next(iter(results)).tasks
+    names = [f"task {k + 1}" if tasks == "permuted" else f"{2 * k}, {2 * k + 1}" for k in range(TASKS)]
+    shown = empty_table(DIGITS[tasks], (*names, "mean", "forgetting"))
+    for way, matrix in results.items():
+        numbers = [*matrix[-1], *mean_and_forgetting(matrix)]
+        shown.add_row(way.name, *(f"{100 * number:.1f} %" for number in numbers))
     return shown
 
 
@@ -185,15 +287,9 @@ def train_agent(arm: str, seed: int, logdir: Path, advance: Callable[[int, int, 
 
 
 def returns_table(played: dict[str, dict[str, list[float]]]) -> Table:
-    """One line for each agent, two columns for each task."""
+    """One line for each agent; each task's return when it was new, and at the end."""
     tasks = list(next(iter(played.values())))
-    title = f"CartPole and two variants, {AGENT_STEPS:,} steps each, one after the other"
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("")
-    for task in tasks:
-        shown.add_column(f"{task}, new", justify="right")
-        shown.add_column("at the end", justify="right")
+    shown = empty_table(f"CartPole and two variants, {AGENT_STEPS:,} steps each", tasks)
     for name, returns in played.items():
-        pairs = [(returns[task][k], returns[task][-1]) for k, task in enumerate(tasks)]
-        shown.add_row(name, *(f"{value:.0f}" for pair in pairs for value in pair))
+        shown.add_row(name, *(f"{returns[task][k]:.0f} -> {returns[task][-1]:.0f}" for k, task in enumerate(tasks)))
     return shown

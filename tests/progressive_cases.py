@@ -31,7 +31,7 @@ def conv_network(adapter: Any = "mlp", *, column: Any = conv_column, tasks: int 
     """Columns for the tasks 10, 11, ... with three classes each, the last one with a class that does not exist."""
     net = ProgressiveNetwork(column, adapter=adapter, reduction=2, **options)
     for task in range(tasks):
-        net.add_column(10 + task, [0, 1, 3] if task == tasks - 1 else 3)
+        net.add_task(10 + task, [0, 1, 3] if task == tasks - 1 else 3)
         for module in net.columns[-1].modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.running_mean, std=0.2)
@@ -83,7 +83,7 @@ def trained_on_digits(arrays: Arrays, adapter: Any, second: Any) -> tuple[Any, T
         nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 24), nn.ReLU()), adapter=adapter, reduction=2
     )
     for label, inputs, epochs in ((0, x, 20), (1, second(x), 20)):
-        net.add_column(label, 10)
+        net.add_task(label, 10)
         optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=3e-3)
         net.train()
         for _ in range(epochs):

@@ -29,6 +29,7 @@ assert replayed.shape == (64, 64)
 """,
     "ewc": """
 assert results["Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000"] > 0.85
+assert factored["Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000"] > 0.8
 model.eval()
 kept = [float((model(x[1400:, p]).argmax(1) == y[1400:]).float().mean()) for p in pixels]
 assert min(kept) > 0.6, kept

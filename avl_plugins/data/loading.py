@@ -31,6 +31,8 @@ from avl_plugins.tasks.arguments import check_count, check_flag
 __all__ = ["InMemoryLoaderPlugin", "TensorLoader", "batches_in_memory", "dataset_tensors"]
 
 log = logging.getLogger(__name__)
+_KEPT = 1000
+"""Data sets whose transforms are known not to be random."""
 
 
 class InMemoryLoaderPlugin(SupervisedPlugin):
@@ -41,12 +43,14 @@ class InMemoryLoaderPlugin(SupervisedPlugin):
     that are used up are those of the loader it finds. Data kept as tensors are gathered by index
     (:mod:`avl_plugins.data.tensors`); those that a leaf's `gather` computes are computed once an experience in
     training, where they fit the cache. Other data are read once, transforms included, and held while they fit the
-    cache.
+    cache, so that `cache_bytes=0` leaves them alone.
 
     Where this cannot be, Avalanche's loader stays, and a warning in the log says why, once for each reason: transforms
     are random, the strategy or another plugin has put a loader of its own in place (before this plugin or after it),
-    the data set has its own `collate_fn` or samples that do not form one batch, an experience has several task labels,
-    the loader a sampler or generator of its own, or the run is distributed.
+    the data set has its own `collate_fn`, samples that do not form one batch, or too many to be held, an experience has
+    several task labels, the loader a sampler or generator of its own, or the run is distributed.
+
+        Naive(model=model, optimizer=optimizer, plugins=[InMemoryLoaderPlugin()])
 
     Args:
         device: where to hold the tensors of the current experience; None leaves them in host memory, and batches are
@@ -69,7 +73,7 @@ class InMemoryLoaderPlugin(SupervisedPlugin):
         self.cache_bytes = cache_bytes
         self.strict = strict
         self._cache: OrderedDict[tuple, tuple[Columns, list[Part]]] = OrderedDict()
-        self._repeatable: dict[tuple, list[Part]] = {}
+        self._repeatable: OrderedDict[tuple, list[Part]] = OrderedDict()
         self._told: set[str] = set()
         self._train_loader: TensorLoader | None = None
         self._eval_loader: TensorLoader | None = None
@@ -169,14 +173,16 @@ class InMemoryLoaderPlugin(SupervisedPlugin):
             if key not in self._repeatable and any(part.transforms for part in parts):
                 repeatable_columns(dataset, parts)
                 self._repeatable[key] = parts
+                if len(self._repeatable) > _KEPT:
+                    self._repeatable.popitem(last=False)
             return batch_reader(dataset, parts, ahead_bytes=self.cache_bytes if again else 0)
         if key in self._cache:
             self._cache.move_to_end(key)
         else:
-            self._cache[key] = (repeatable_columns(dataset, parts), parts)
+            self._cache[key] = (repeatable_columns(dataset, parts, limit=self.cache_bytes), parts)
         columns, _ = self._cache[key]
         held = sum(column.nbytes for entry, _ in self._cache.values() for column in entry)
-        while held > self.cache_bytes and self._cache:
+        while held > self.cache_bytes:
             _, (dropped, _) = self._cache.popitem(last=False)
             held -= sum(column.nbytes for column in dropped)
         return partial(select, columns + attribute_columns(dataset))

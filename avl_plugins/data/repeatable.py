@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -18,29 +19,36 @@ _READINGS = 256
 _CHUNK = 32
 
 
-def repeatable_columns(dataset: Any, parts: list[Part]) -> Columns:
-    """Return what `sample_columns` does, if another reading would return the same.
+def repeatable_columns(dataset: Any, parts: list[Part], *, limit: float = inf) -> Columns:
+    """Return what `sample_columns` does, if another reading would return the same and it takes up to `limit` bytes.
 
     Samples that draw random numbers are told by the global random states of torch, NumPy and Python, however seldom it
     makes a difference (a flip with a probability of .02). For what draws from elsewhere 256 samples, spread over the
     data set and the same again where it has fewer, are read beforehand, to be compared. All states are put back.
 
     Raises:
-        NotServed: The samples are random.
+        NotServed: The samples are random, or take more bytes.
         ValueError: They do not form one batch.
     """
-    random_samples = NotServed("the data set's transforms are random, and one draw of them would be frozen")
     samples = bare_samples(dataset)
     chunks = torch.from_numpy(np.linspace(0, len(samples) - 1, _READINGS).astype(np.int64)).split(_CHUNK)
     with random_state_kept() as moved:
-        first = []
-        for rows in chunks:
-            first.append(collate([samples[row] for row in rows.tolist()]))
-            if moved():
-                raise random_samples
+
+        def same(one: Columns, other: Columns) -> Columns:
+            if moved() or not _equal(one, other):
+                raise NotServed("the data set's transforms are random, and one draw of them would be frozen")
+            return one
+
+        def read(rows: Tensor) -> Columns:
+            return collate([samples[row] for row in rows.tolist()])
+
+        first = same(read(chunks[0]), read(chunks[0]))  # before the rest is read for nothing
+        if sum(column[0].nbytes for column in first) * len(samples) > limit:
+            raise NotServed("the data set's samples take more than the cache_bytes of InMemoryLoaderPlugin")
+        drawn = [first, *map(read, chunks[1:])]
         columns = sample_columns(dataset, parts)
-        if moved() or not all(_equal(one, select(columns, rows)) for one, rows in zip(first, chunks, strict=True)):
-            raise random_samples
+        for rows, one in zip(chunks, drawn, strict=True):
+            same(one, select(columns, rows))
     return columns
 
 

@@ -7,6 +7,7 @@ from avl_plugins._lazy import lazily
 if TYPE_CHECKING:
     from avl_plugins.den.loss import one_vs_rest_loss as one_vs_rest_loss
     from avl_plugins.den.network import DynamicallyExpandableNetwork as DynamicallyExpandableNetwork
+    from avl_plugins.den.phases import Phase as Phase
     from avl_plugins.den.plugin import DENPlugin as DENPlugin
     from avl_plugins.den.strategy import DEN as DEN
 
@@ -15,6 +16,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "loss": ["one_vs_rest_loss"],
         "network": ["DynamicallyExpandableNetwork"],
+        "phases": ["Phase"],
         "plugin": ["DENPlugin"],
         "strategy": ["DEN"],
     },

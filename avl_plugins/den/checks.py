@@ -66,8 +66,8 @@ def check_use(strategy: Any, plugin: Any) -> None:
     for name, count in (("expand_by", plugin.expand_by), ("max_splits", plugin.max_splits)):
         if len(each_layer(count, layers)) != layers:
             raise ValueError(f"{name} must be one number or {layers}, one for each hidden layer, got {count}")
-    if plugin.drift_step == "proximal":
-        inverse_preconditioner(strategy.optimizer, option="drift_step")
+    if plugin.penalty_step == "proximal":
+        inverse_preconditioner(strategy.optimizer, option="penalty_step")
 
 
 def check_experience(strategy: Any, validation_stream: Sequence[Any] | None) -> None:

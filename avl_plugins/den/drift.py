@@ -22,8 +22,8 @@ def anchors(network: Any, before: Before) -> list[Anchor]:
     """Return the parameters of the hidden layers that are trained, and what they were before the newest task.
 
     Args:
-        network: A `DynamicallyExpandableNetwork`, as a whole or with a selected part in its place.
-        before: Its weights and biases.
+        network: a `DynamicallyExpandableNetwork`, as a whole or with a selected part in its place.
+        before: its weights and biases.
     """
     if network.stand_in is not None:
         return network.stand_in.anchors(network, before)
@@ -55,7 +55,7 @@ def pull_back_(anchored: Sequence[Anchor], optimizer: Optimizer, drift_lambda: f
     W_before by the learning rate. What has no gradient has not moved and stays as it is.
 
     Args:
-        anchored: What to pull, and where to.
+        anchored: what to pull, and where to.
         optimizer: SGD, Adam, AdamW or RMSprop, which has just stepped.
         drift_lambda: lambda.
 
@@ -63,7 +63,7 @@ def pull_back_(anchored: Sequence[Anchor], optimizer: Optimizer, drift_lambda: f
         ValueError: If the optimizer is another one, or it maximises, or lambda is negative or not finite.
     """
     check_number("drift_lambda", drift_lambda, low=0)
-    inverse = inverse_preconditioner(optimizer, option="drift_step")
+    inverse = inverse_preconditioner(optimizer, option="penalty_step")
     past_of = {id(parameter): past for parameter, past in anchored}
     for group in optimizer.param_groups:
         strength = 2 * group["lr"] * drift_lambda

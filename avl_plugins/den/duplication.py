@@ -42,9 +42,9 @@ def split_units(network: DynamicallyExpandableNetwork, units: Sequence[Tensor], 
     split units go, bit for bit.
 
     Args:
-        network: Grown in place; parameters are replaced by larger ones.
-        units: Numbers of units in each layer, all from before the newest task.
-        before: Weights and biases before the newest task.
+        network: grown in place; parameters are replaced by larger ones.
+        units: numbers of units in each layer, all from before the newest task.
+        before: weights and biases before the newest task.
 
     Raises:
         ValueError: If a unit was made by the newest task, has been split before, is there twice, or is no unit; if

@@ -28,10 +28,10 @@ def add_units(
     that have been split are not connected with them.
 
     Args:
-        network: Grown in place.
-        counts: How many in each layer.
-        owner: Who trains the parameters; see `grow_parameter`.
-        generator: Where random numbers come from.
+        network: grown in place.
+        counts: how many in each layer.
+        owner: who trains the parameters; see `grow_parameter`.
+        generator: where random numbers come from.
 
     Raises:
         ValueError: If there is not one count for each layer, one is negative, or the network has no task.
@@ -90,9 +90,9 @@ def remove_units(network: DynamicallyExpandableNetwork, layer_index: int, units:
     Of an empty unit that is what its bias alone makes of it, the same for every input.
 
     Args:
-        network: Changed in place; parameters are replaced by smaller ones.
-        layer_index: Which hidden layer.
-        units: Numbers of units that the newest task made.
+        network: changed in place; parameters are replaced by smaller ones.
+        layer_index: which hidden layer.
+        units: numbers of units that the newest task made.
 
     Raises:
         ValueError: If one was made by an earlier task, whose outputs would change.

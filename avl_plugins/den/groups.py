@@ -22,9 +22,9 @@ def train_only(strategy: Any, part: nn.Module, places: dict[str, int]) -> None:
     """Let the optimizer see the parameters of this part of the model alone, with fresh state; no others get gradients.
 
     Args:
-        strategy: Its model and optimizer.
-        part: The model, or a part of it.
-        places: The group of the optimizer that each of the model's parameters belongs to, by name, to which those
+        strategy: its model and optimizer.
+        part: the model, or a part of it.
+        places: the group of the optimizer that each of the model's parameters belongs to, by name, to which those
             found in a group are added; parameters that were in none go into the first.
     """
     network, optimizer = strategy.model, strategy.optimizer

@@ -7,7 +7,7 @@ from avl_plugins.data.serving import NotOnce, ServedFeatures, TensorLoader
 
 __all__ = ["head_inputs"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def head_inputs(network: Any, loader: Any, *, device: Any, limit: int) -> ServedFeatures | None:
@@ -17,10 +17,10 @@ def head_inputs(network: Any, loader: Any, *, device: Any, limit: int) -> Served
     the same twice (dropout), or there is too little memory. No random number is used up.
 
     Args:
-        network: A `DynamicallyExpandableNetwork`, in the mode in which it is trained.
-        loader: Of the strategy.
-        device: Where the network is.
-        limit: Bytes that the features may take.
+        network: a `DynamicallyExpandableNetwork`, in the mode in which it is trained.
+        loader: of the strategy.
+        device: where the network is.
+        limit: bytes that the features may take.
     """
     label = network.labels[-1]
     try:
@@ -28,5 +28,5 @@ def head_inputs(network: Any, loader: Any, *, device: Any, limit: int) -> Served
             raise NotOnce("the batches do not come from InMemoryLoaderPlugin")
         return ServedFeatures(loader, lambda x: [network.features(x, label)], device=device, limit=limit)
     except NotOnce as why:
-        logger.info("what the new head reads is computed in each step: %s", why)
+        log.info("what the new head reads is computed in each step: %s", why)
         return None

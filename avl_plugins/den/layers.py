@@ -1,5 +1,6 @@
 """Hidden layers that grow, each unit with the stamp of the task that made it."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,10 +19,10 @@ class GrowingLayer(nn.Module):
 
     Attributes:
         layer: `Linear` or `Conv2d`; its units are rows or filters.
-        after: What follows it up to the next one: activation, pooling, dropout, flatten.
-        positions: Inputs of the layer for each unit below: 1, or height x width where feature maps were flattened.
-        stamps: Number of the task, from 1, that made each unit.
-        splits: Number of the task that split each unit; 0 where none has.
+        after: what follows it up to the next one: activation, pooling, dropout, flatten.
+        positions: inputs of the layer for each unit below: 1, or height x width where feature maps were flattened.
+        stamps: number of the task, from 1, that made each unit.
+        splits: number of the task that split each unit; 0 where none has.
     """
 
     def __init__(self, layer: nn.Module, after: Sequence[nn.Module] = (), positions: int = 1) -> None:
@@ -41,11 +42,11 @@ class GrowingLayer(nn.Module):
         """Return the numbers of the units that a task uses, in order.
 
         Args:
-            task: Its number, from 1.
-            stamps: Leave out units that later tasks made.
+            task: its number, from 1.
+            stamps: leave out units that later tasks made.
         """
-        both = enumerate(zip(self.stamps, self.splits, strict=True))
-        return [unit for unit, (made, split) in both if (made <= task or not stamps) and not 0 < split <= task]
+        made = range(self.units if not stamps else bisect_right(self.stamps, task))
+        return [unit for unit in made if not 0 < self.splits[unit] <= task] if any(self.splits) else [*made]
 
     def split_units(self) -> Tensor:
         """Return the numbers of the units that have been split: the old ones, not their copies."""
@@ -55,8 +56,8 @@ class GrowingLayer(nn.Module):
         """Return weight and bias of some units that read some of those below; contiguous, so that products are equal.
 
         Args:
-            units: Their numbers, in order.
-            below: Numbers of units of the layer below; None for all inputs.
+            units: their numbers, in order.
+            below: numbers of units of the layer below; None for all inputs.
         """
         weight, bias = take(self.layer.weight, 0, units), self.layer.bias
         if below is not None:

@@ -25,7 +25,14 @@ def one_vs_rest_targets(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def one_vs_rest_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the binary cross-entropy of logits (N, C) and classes (N,), the mean over both; a `criterion`."""
+    """Return the binary cross-entropy of logits (N, C) and classes (N,), the mean over both; a `criterion`.
+
+    Example:
+        >>> import torch
+        >>> from avl_plugins.den import one_vs_rest_loss
+        >>> one_vs_rest_loss(torch.zeros(4, 3), torch.tensor([0, 1, 2, 2]))  # log 2, as every logit says one half
+        tensor(0.6931)
+    """
     return binary_cross_entropy_with_logits(logits, one_vs_rest_targets(logits, y))
 
 

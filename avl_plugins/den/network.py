@@ -1,5 +1,6 @@
 """Dynamically expandable networks: layers that grow, a head for each task, and inference by time stamps."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -11,7 +12,8 @@ from avl_plugins.data.serving import Given
 from avl_plugins.den.layers import GrowingLayer, cut, entries, take
 from avl_plugins.den.shape import grow_to, shape_of
 from avl_plugins.den.stand_in import StandIn
-from avl_plugins.tasks.arguments import check_choice, check_count, check_flag
+from avl_plugins.growth.seeds import drawn_from
+from avl_plugins.tasks.arguments import check_choice, check_count, check_flag, check_seed
 from avl_plugins.tasks.copies import copy_module, refuse_lazy
 from avl_plugins.tasks.labels import check_labels_differ, class_labels, experience_classes, task_label
 from avl_plugins.tasks.network import TaskNetwork
@@ -32,15 +34,16 @@ class DynamicallyExpandableNetwork(TaskNetwork):
     Evaluation changes nothing.
 
     Args:
-        body: Layers without the output head, `nn.Sequential(nn.Linear(784, 312), nn.ReLU(), ...)`: `Linear` and
+        body: layers without the output head, `nn.Sequential(nn.Linear(784, 312), nn.ReLU(), ...)`: `Linear` and
             `Conv2d` with activations, pooling, dropout and flatten between them. A copy of it is used.
-        features: Number of features that a head reads, where the last layer is a convolution.
+        features: number of features that a head reads, where the last layer is a convolution.
         head: "multiclass", a logit for each class; "one-vs-rest", the same for `one_vs_rest_loss`; "binary", one logit
             for classes 0 and 1.
-        stamps: Use only units of the task and those before; False: also those that later tasks made, the paper's
+        stamps: use only units of the task and those before; False: also those that later tasks made, the paper's
             DEN-No-Stamp.
-        unseen: What to do in evaluation for a task label never trained on: "constant" logits, with a warning for
+        unseen: what to do in evaluation for a task label never trained on: "constant" logits, with a warning for
             each label, or "raise" a ValueError.
+        seed: of the weights of heads, which a task's number and this determine. None: torch's global generator.
 
     Shapes:
         input (B, ...) and task labels, an int or (B,); output (B, outputs of the task's head). A batch of several tasks
@@ -53,9 +56,21 @@ class DynamicallyExpandableNetwork(TaskNetwork):
             more than two classes.
 
     Attributes:
-        layers: The hidden layers.
+        layers: the hidden layers.
         heads: `Linear` by the task label as text.
-        stand_in: What computes the newest task's logits in the place of the layers (see `put_in_place`); else None.
+        stand_in: what computes the newest task's logits in the place of the layers (see `put_in_place`); else None.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from avl_plugins.den import DynamicallyExpandableNetwork
+        >>> network = DynamicallyExpandableNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU()))
+        >>> for label, classes in ((0, 3), (7, 2)):
+        ...     head = network.add_task(label, classes)
+        >>> network(torch.randn(5, 4), 7).shape
+        torch.Size([5, 2])
+        >>> network.units_of(7), network.capacity()
+        ([[0, 1, 2, 3, 4, 5, 6, 7]], 1.0)
     """
 
     part = "head"
@@ -68,11 +83,13 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         head: Literal["multiclass", "one-vs-rest", "binary"] = "multiclass",
         stamps: bool = True,
         unseen: str = "constant",
+        seed: int | None = None,
     ) -> None:
         super().__init__(unseen=unseen)
         check_choice("head", head, ("multiclass", "one-vs-rest", "binary"))
         check_count("features", features, none="the number of the last layer's units")
         check_flag("stamps", stamps)
+        check_seed("seed", seed, none="torch's global generator")
         if isinstance(body, nn.Module):
             refuse_lazy("body", body)
             body = copy_module(body)
@@ -86,7 +103,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         features = last.units if features is None else features
         if features % last.units:
             raise ValueError(f"features must be a multiple of the last layer's {last.units} units, got {features}")
-        self.head, self.use_stamps = head, stamps
+        self.head, self.use_stamps, self.seed = head, stamps, seed
         self.head_positions = features // last.units
         self.before = nn.Sequential(*before)
         self.layers = nn.ModuleList(layers)
@@ -121,6 +138,10 @@ class DynamicallyExpandableNetwork(TaskNetwork):
     def add_task(self, label: int, classes: int | Sequence[int]) -> nn.Linear:
         """Add a head for the task `label`, which reads all units of the last layer.
 
+        Args:
+            label: task label, not in `labels`.
+            classes: number of classes, or their labels, of which the largest + 1 is the number of outputs.
+
         Raises:
             ValueError: If there is a head for `label`, there are no classes, or a binary head is to tell others than
                 0 and 1.
@@ -136,7 +157,8 @@ class DynamicallyExpandableNetwork(TaskNetwork):
             raise ValueError(f'head: "binary" tells the classes 0 and 1, and the task {label} has {wanted}')
         outputs = 1 if self.head == "binary" else wanted[-1] + 1
         last = self.hidden[-1]
-        head = nn.Linear(last.units * self.head_positions, outputs)
+        with drawn_from(self.seed, f"head {self.stamp}"):
+            head = nn.Linear(last.units * self.head_positions, outputs)
         self.heads[str(label)] = head.to(next(self.parameters()))
         with torch.no_grad():
             head.weight[:, entries(last.split_units(), self.head_positions)] = 0
@@ -204,7 +226,7 @@ class DynamicallyExpandableNetwork(TaskNetwork):
         """Write what a stand-in has learnt, if there is one, into the layers, and compute with them again.
 
         Args:
-            keep: Leave the stand-in in their place.
+            keep: leave the stand-in in their place.
         """
         if self.stand_in is not None:
             self.stand_in.write_back(self)
@@ -220,9 +242,9 @@ class DynamicallyExpandableNetwork(TaskNetwork):
 
         Without stamps a task uses units that were made after its head, which does not read them.
         """
-        head, units = self.head_of(label), self.units_of(label)[-1]
-        known = head.in_features // self.head_positions
-        return take(head.weight, 1, [unit for unit in units if unit < known], self.head_positions).contiguous()
+        head, units = self.head_of(label), self.hidden[-1].units_of(self.index_of(label) + 1, stamps=self.use_stamps)
+        known = bisect_left(units, head.in_features // self.head_positions)
+        return take(head.weight, 1, units[:known], self.head_positions).contiguous()
 
     def to_single_task(self, label: int) -> nn.Sequential:
         """Return what one task needs as a plain module, x -> logits, in evaluation mode; a copy."""

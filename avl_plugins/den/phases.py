@@ -16,6 +16,7 @@ from avl_plugins.den.expansion import add_units, empty_units, remove_units
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.selection import units_with_a_path
 from avl_plugins.den.stand_in import NewUnits, Selected, all_that_is_used
+from avl_plugins.growth.seeds import drawn_from
 
 __all__ = ["DRIFT", "EXPANSION", "FIRST", "FULL", "HEAD", "PHASES", "RETRAINING", "SPLIT", "Phase", "phases_of"]
 
@@ -36,6 +37,7 @@ class Settings(Protocol):
     selective: bool
     expand: str | None
     split: bool
+    seed: int | None
     history: list[dict[str, Any]]
     weights_before: Before
 
@@ -53,15 +55,21 @@ class Phase:
     """A phase of a task's training.
 
     Attributes:
-        name: In files, logs and messages.
-        when: Whether a plugin trains its task number t, from 1, in it.
-        begin: Do what comes before it; returns the part of the model that is trained, None to leave the phase out.
-        finish: Do what comes after it.
+        name: in files, logs and messages.
+        when: whether a plugin trains its task number t, from 1, in it.
+        begin: do what comes before it; returns the part of the model that is trained, None to leave the phase out.
+        finish: do what comes after it.
         l1: mu of L1's proximal step.
         l2: mu of the squares that are added to the loss, mu / 2 times their sum.
-        group_lasso: gamma of group lasso's proximal step.
+        group_lasso: weight of group lasso in its proximal step.
         drift: lambda of the drift penalty.
-        full_length: As long as the strategy's own epochs, whatever `phase_epochs` is.
+        full_length: as long as the strategy's own epochs, whatever `phase_epochs` is.
+
+    Example:
+        >>> from avl_plugins.den import DENPlugin
+        >>> from avl_plugins.den.phases import phases_of
+        >>> phases_of(DENPlugin(split=False), task=2)
+        [<phase 'head'>, <phase 'retraining'>, <phase 'expansion'>]
     """
 
     name: str
@@ -121,7 +129,8 @@ def _new_units(plugin: Settings, strategy: Any) -> nn.Module | None:
     if plugin.expand == "dynamic" and plugin.history[-1]["loss"] <= plugin.loss_threshold:
         return None
     counts = each_layer(plugin.expand_by, len(network.layers))
-    add_units(network, counts)
+    with drawn_from(plugin.seed, f"units of task {network.stamp}"):
+        add_units(network, counts)
     plugin.history[-1] |= {"added": counts, "removed": [0] * len(counts)}
     return network.put_in_place(NewUnits(network, counts))
 

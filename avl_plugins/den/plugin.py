@@ -18,13 +18,22 @@ from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.phases import HEAD, Phase, phases_of
 from avl_plugins.den.state import checked_state
 from avl_plugins.den.steps import add_squares, proximal_step
-from avl_plugins.tasks.arguments import check_choice, check_count, check_each_layer, check_flag, check_number
+from avl_plugins.tasks.arguments import (
+    check_choice,
+    check_count,
+    check_each_layer,
+    check_flag,
+    check_number,
+    check_seed,
+)
 from avl_plugins.tasks.checks import check_loss
 from avl_plugins.tasks.owners import note_owner
+from avl_plugins.tasks.words import renamed, repr_of_arguments
 
 __all__ = ["DENPlugin"]
 
 
+@renamed(drift_step="penalty_step")
 class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
     """Trains a `DynamicallyExpandableNetwork` (Yoon et al. 2018, arXiv:1708.01547) with any supervised strategy.
 
@@ -50,35 +59,36 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     Args:
         l1: mu of Eq. 2, 3 and 5.
         l2: mu of Eq. 4; mu / 2 times the sum of squares.
-        group_lasso: gamma of Eq. 5.
+        group_lasso: weight of group lasso, the norms of new units' incoming weights (Eq. 5).
         drift_lambda: lambda of Eq. 6.
-        drift_step: "gradient" adds the drift penalty's gradient. "proximal" pulls weights back to where they were after
-            the optimizer's step (`pull_back_`): stable for any lambda, where Adam makes weights tremble by the learning
-            rate; the loss still shows the penalty.
+        penalty_step: "gradient" adds the drift penalty's gradient. "proximal" pulls weights back to where they were
+            after the optimizer's step (`pull_back_`): stable for any lambda, where Adam makes weights tremble by the
+            learning rate; the loss still shows the penalty.
         loss_threshold: tau.
         drift_threshold: sigma.
         expand_by: k, units added to each hidden layer; or a number for each of them.
-        max_splits: Most units that are split in a layer, those that drifted furthest, or a number for each; None: no
+        max_splits: most units that are split in a layer, those that drifted furthest, or a number for each; None: no
             bound.
-        phase_epochs: Epochs of expansion and of each training in 4; None: `train_epochs`.
-        head_tolerance: The head is trained until its mean loss falls by less than this part from epoch to epoch.
-        cache_bytes: What the new head reads of all training samples is computed once, not in each step of its training,
+        phase_epochs: epochs of expansion and of each training in 4; None: `train_epochs`.
+        head_tolerance: the head is trained until its mean loss falls by less than this part from epoch to epoch.
+        cache_bytes: what the new head reads of all training samples is computed once, not in each step of its training,
             if it takes at most so many bytes and `InMemoryLoaderPlugin` comes before this plugin; weights then differ
             by rounding. Where layers are random (dropout) steps compute it as ever. 0: never once.
-        zero_tolerance: Weights of at most this size count as zero in selection.
-        validation_stream: The loss that tau is compared with is that on the experience with the same number of this
+        zero_tolerance: weights of at most this size count as zero in selection.
+        validation_stream: the loss that tau is compared with is that on the experience with the same number of this
             stream; None: on the training data.
-        selective: Phases 1 and 2; False: all weights are trained in the strategy's epochs instead, with L1.
+        selective: phases 1 and 2; False: all weights are trained in the strategy's epochs instead, with L1.
         retraining_drift: lambda of a drift penalty in 2 or in its place (0 in the paper; 0.5 / 2 in its code).
         expand: "dynamic"; "constant": k units for every task, trained without L1 and group lasso and all kept; None:
             none.
-        split: Phase 4.
+        split: phase 4.
+        seed: of the weights of new units, which a task's number and this determine. None: torch's global generator.
 
     Attributes:
-        history: For each task a dict: "label", "selected" (inputs, then units of each layer), "loss" where expansion
+        history: for each task a dict: "label", "selected" (inputs, then units of each layer), "loss" where expansion
             is switched on, and by layer "added", "removed", "drift" (the largest) and "split".
-        phase: The `Phase` that is being trained, one of `phases.PHASES`; None outside.
-        weights_before: Weights and biases of the hidden layers before the task that is being trained.
+        phase: the `Phase` that is being trained, one of `phases.PHASES`; None outside.
+        weights_before: weights and biases of the hidden layers before the task that is being trained.
 
     Raises:
         TypeError: If an argument is of another kind; in `train()`, if the strategy's model is no
@@ -89,6 +99,31 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             earlier state, the plugin or network is another strategy's, too, parameters are frozen or not in the
             optimizer, the criterion is a sum, "proximal" does not know the optimizer, an experience or its validation
             data are empty, a label comes back, the loss is not finite, or a task selects no units.
+
+    Example:
+        >>> import torch
+        >>> from avalanche.benchmarks import tensors_benchmark
+        >>> from avalanche.logging import BaseLogger
+        >>> from avalanche.training.plugins import EvaluationPlugin
+        >>> from avalanche.training.templates import SupervisedTemplate
+        >>> from torch import nn
+        >>> from avl_plugins.den import DENPlugin, DynamicallyExpandableNetwork
+        >>> x, y = torch.randn(40, 4), torch.arange(40) % 2
+        >>> data = [(x, y), (-x, y)]
+        >>> benchmark = tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=[0, 1])
+        >>> model = DynamicallyExpandableNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU()))
+        >>> plugin = DENPlugin(loss_threshold=0.1, expand="constant", expand_by=2, split=False)
+        >>> plugin
+        DENPlugin(loss_threshold=0.1, expand_by=2, expand='constant', split=False)
+        >>> strategy = SupervisedTemplate(
+        ...     model=model,
+        ...     optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        ...     plugins=[plugin],
+        ...     evaluator=EvaluationPlugin(loggers=BaseLogger()),
+        ... )
+        >>> _ = strategy.train(benchmark.train_stream)
+        >>> [entry["added"] for entry in plugin.history]
+        [[], [2]]
     """
 
     def __init__(
@@ -98,7 +133,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         l2: float = 1e-4,
         group_lasso: float = 1.0,
         drift_lambda: float = 0.25,
-        drift_step: Literal["gradient", "proximal"] = "gradient",
+        penalty_step: Literal["gradient", "proximal"] = "gradient",
         loss_threshold: float = 0.01,
         drift_threshold: float = 0.05,
         expand_by: int | Sequence[int] = 10,
@@ -112,6 +147,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         retraining_drift: float = 0.0,
         expand: Literal["dynamic", "constant"] | None = "dynamic",
         split: bool = True,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in {
@@ -132,21 +168,22 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         check_count("cache_bytes", cache_bytes, low=0)
         check_flag("selective", selective)
         check_flag("split", split)
+        check_seed("seed", seed, none="torch's global generator")
         check_choice("expand", expand, ("dynamic", "constant", None))
-        check_choice("drift_step", drift_step, ("gradient", "proximal"))
+        check_choice("penalty_step", penalty_step, ("gradient", "proximal"))
         if validation_stream is not None and not (
             hasattr(validation_stream, "__len__") and hasattr(validation_stream, "__getitem__")
         ):
             raise TypeError(f"validation_stream must be a sequence of experiences, or None, got {validation_stream!r}")
         self.l1, self.l2, self.group_lasso = l1, l2, group_lasso
-        self.drift_lambda, self.retraining_drift, self.drift_step = drift_lambda, retraining_drift, drift_step
+        self.drift_lambda, self.retraining_drift, self.penalty_step = drift_lambda, retraining_drift, penalty_step
         self.loss_threshold, self.drift_threshold = loss_threshold, drift_threshold
         self.expand_by, self.max_splits = expand_by, max_splits
         self.phase_epochs = phase_epochs
         self.head_tolerance, self.zero_tolerance = head_tolerance, zero_tolerance
         self.cache_bytes = cache_bytes
         self.validation_stream = validation_stream
-        self.selective, self.expand, self.split = selective, expand, split
+        self.selective, self.expand, self.split, self.seed = selective, expand, split, seed
         self.history: list[dict[str, Any]] = []
         self.phase: Phase | None = None
         self.weights_before: Before = []
@@ -156,6 +193,8 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._head_inputs: ServedFeatures | None = None
         self._given: AbstractContextManager[None] | None = None
         self._anchors: list[Anchor] = []
+
+    __repr__ = repr_of_arguments
 
     @property
     def step(self) -> str:
@@ -261,7 +300,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         if l2 := self.phase.l2(self):
             strategy.loss = strategy.loss + add_squares(strategy.model.stand_in.weights, l2)
         if drift_lambda := self.phase.drift(self):
-            with torch.set_grad_enabled(self.drift_step == "gradient"):
+            with torch.set_grad_enabled(self.penalty_step == "gradient"):
                 penalty = drift_lambda * drift_penalty(self._anchored(strategy.model))
             strategy.loss = strategy.loss + penalty
         hint = f"Lower the learning rate or drift_lambda (phase: {self.phase.name})"
@@ -271,7 +310,7 @@ class DENPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         """Take the phase's proximal steps."""
         if self.phase is None:
             return
-        if self.drift_step == "proximal" and (drift_lambda := self.phase.drift(self)):
+        if self.penalty_step == "proximal" and (drift_lambda := self.phase.drift(self)):
             pull_back_(self._anchored(strategy.model), strategy.optimizer, drift_lambda)
         stand_in = strategy.model.stand_in
         proximal_step(

@@ -15,9 +15,9 @@ def group_soft_threshold(weight: Tensor, threshold: float, dim: int | tuple[int,
     """Return w max(1 - threshold / ||w_g||_2, 0), the proximal step of threshold sum_g ||w_g||_2.
 
     Args:
-        weight: Any shape.
-        threshold: At least 0.
-        dim: Dimensions that make up a group; each index of the others is one.
+        weight: any shape.
+        threshold: at least 0.
+        dim: dimensions that make up a group; each index of the others is one.
     """
     norm = torch.linalg.vector_norm(weight, dim=dim, keepdim=True)
     scale = torch.where(norm > threshold, 1 - threshold / norm.clamp(min=1e-38), torch.zeros_like(norm))

@@ -20,10 +20,10 @@ def select_units(
     selected unit of the layer above is not.
 
     Args:
-        head: Weights of the outputs (C, units of the last layer x positions[-1]).
-        weights: W_1, ..., W_{L-1}, (units, inputs, ...) each.
-        positions: Inputs for each unit below of W_2, ..., W_{L-1} and of the head.
-        tolerance: Weights of at most this size count as zero. Proximal steps give exact zeros.
+        head: weights of the outputs (C, units of the last layer x positions[-1]).
+        weights: w_1, ..., W_{L-1}, (units, inputs, ...) each.
+        positions: inputs for each unit below of W_2, ..., W_{L-1} and of the head.
+        tolerance: weights of at most this size count as zero. Proximal steps give exact zeros.
 
     Returns:
         Numbers of the selected inputs and of the selected units of each layer, in order: L tensors.

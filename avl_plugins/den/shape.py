@@ -64,6 +64,8 @@ def grow_to(network: Any, shape: dict[str, Any]) -> None:
     for layer, stamps, splits, units in zip(
         network.hidden, shape["stamps"], all_splits, network.first_units, strict=True
     ):
+        if list(stamps) != sorted(stamps):
+            raise ValueError("the state has units whose stamps are not in order")
         if stamps.count(1) != units:
             raise ValueError(f"the network was built with {units} units in a layer, the state's with another number")
         size = layer.layer.weight.shape

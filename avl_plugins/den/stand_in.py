@@ -54,8 +54,8 @@ class Selected(StandIn):
     """The sub-network of selected units (Eq. 4), as matrices of its own: smaller, so that a step is faster.
 
     Args:
-        network: The network.
-        units: Selected inputs and units of each layer, in order, as `select_units` gives them.
+        network: the network.
+        units: selected inputs and units of each layer, in order, as `select_units` gives them.
     """
 
     kind = "selected"
@@ -119,8 +119,8 @@ class NewUnits(StandIn):
     """The new units of each layer (Eq. 5): their incoming weights, those from them to old units, and the head.
 
     Args:
-        network: The network, which has the new units at the end of each layer.
-        added: How many of each layer are new.
+        network: the network, which has the new units at the end of each layer.
+        added: how many of each layer are new.
     """
 
     kind = "new"

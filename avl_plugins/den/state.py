@@ -41,8 +41,8 @@ def checked_state(state: Any, phases: Sequence[str]) -> dict[str, Any]:
     added or split.
 
     Args:
-        state: What is to be loaded.
-        phases: Names of those that the plugin has.
+        state: what is to be loaded.
+        phases: names of those that the plugin has.
 
     Raises:
         ValueError: If an entry is missing, unknown or of another kind.

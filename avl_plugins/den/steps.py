@@ -36,10 +36,10 @@ def proximal_step(
     Weights without a gradient, such as other tasks' heads, have not been moved by the optimizer, and stay.
 
     Args:
-        optimizer: It has just stepped.
+        optimizer: it has just stepped.
         l1: mu.
-        group_lasso: gamma.
-        incoming: The new units' incoming weights.
+        group_lasso: weight of group lasso, 0 for none.
+        incoming: the new units' incoming weights.
     """
     grouped = {id(weight) for weight in incoming}
     for group in optimizer.param_groups:

@@ -46,12 +46,12 @@ def small_classifier(
     The global random state is left as it was.
 
     Args:
-        x: Inputs (N, *shape), flattened for it.
-        y: Class labels (N,).
-        iterations: Steps of Adam on batches of 128.
-        width: Units in the first hidden layer.
-        features: Units in the second.
-        seed: Of weights and batches.
+        x: inputs (N, *shape), flattened for it.
+        y: class labels (N,).
+        iterations: steps of Adam on batches of 128.
+        width: units in the first hidden layer.
+        features: units in the second.
+        seed: of weights and batches.
     """
     for name, count in (("iterations", iterations), ("width", width), ("features", features)):
         check_count(name, count)

@@ -32,8 +32,29 @@ class Generator(Protocol):
     """A generative model of inputs that is trained batch by batch, and sampled between.
 
     Attributes:
-        batch_size: How many samples `fit_batch` wants in all.
-        data_range: Smallest and largest value of the data; None until it is known.
+        batch_size: how many samples `fit_batch` wants in all.
+        data_range: smallest and largest value of the data; None until it is known.
+
+    Example:
+        A generator of one's own, which replays the mean of what it saw last:
+
+        >>> class Mean:
+        ...     batch_size, data_range, mean = 16, None, None
+        ...
+        ...     def fit_batch(self, real, replayed, ratio):
+        ...         self.mean = real.mean(0)
+        ...         return {"spread": (real - self.mean).square().mean()}
+        ...
+        ...     def sample(self, n, generator=None):
+        ...         return self.mean.expand(n, *self.mean.shape)
+        ...
+        ...     def state_dict(self):
+        ...         return {"mean": self.mean, "data_range": self.data_range}
+        ...
+        ...     def load_state_dict(self, state):
+        ...         self.mean, self.data_range = state["mean"], state["data_range"]
+        >>> isinstance(Mean(), Generator)
+        True
     """
 
     batch_size: int
@@ -45,7 +66,7 @@ class Generator(Protocol):
         Args:
             real: (N, *shape).
             replayed: (M, *shape), None for the first task.
-            ratio: Weight of the mean over `real`; 1 - ratio is that of the mean over `replayed`.
+            ratio: weight of the mean over `real`; 1 - ratio is that of the mean over `replayed`.
         """
         ...
 
@@ -203,10 +224,10 @@ def range_of(low: float, high: float, bounds: Any, *, declared: bool) -> tuple[f
     """Return the range that a generator needs for data with values from `low` to `high`.
 
     Args:
-        low: Smallest value.
-        high: Largest value.
-        bounds: The range it has; None if it is not known.
-        declared: Whether a user said it, who is then told where data are outside; else it is widened.
+        low: smallest value.
+        high: largest value.
+        bounds: the range it has; None if it is not known.
+        declared: whether a user said it, who is then told where data are outside; else it is widened.
 
     Raises:
         ValueError: The data are outside the declared range, or none can be read from them.
@@ -237,8 +258,8 @@ def check_samples(x: Tensor, data_range: tuple[float, float] | None, name: str) 
 
     Args:
         x: (N, *shape).
-        data_range: The data's; None if it is not known.
-        name: Of the generator, for messages.
+        data_range: the data's; None if it is not known.
+        name: of the generator, for messages.
 
     Raises:
         ValueError: If they are not finite, or outside the range.

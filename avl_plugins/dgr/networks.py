@@ -40,15 +40,20 @@ def conv_decoder(
     Maps: 2 maps at a quarter of the size, `maps` at a half, C at the full size.
 
     Args:
-        latent: Size of z.
+        latent: size of z.
         shape: (C, H, W).
-        maps: Feature maps at half the size.
-        output: Last module, for example `nn.Tanh()` for `WGANGP`; None, logits for `VAE`.
+        maps: feature maps at half the size.
+        output: last module, for example `nn.Tanh()` for `WGANGP`; None, logits for `VAE`.
         normalise: BatchNorm between the layers.
 
     Raises:
         TypeError: If an argument is of another kind.
         ValueError: If one is out of range, or `shape` is another one.
+
+    Example:
+        >>> import torch
+        >>> conv_decoder(16, (1, 8, 8), output=nn.Tanh())(torch.randn(5, 16)).shape
+        torch.Size([5, 1, 8, 8])
     """
     channels, height, width = _image_shape(shape)
     check_count("latent", latent)
@@ -77,6 +82,11 @@ def conv_critic(shape: Sequence[int], *, maps: int = 32, outputs: int = 1) -> nn
     """From images (N, C, H, W), H and W divisible by 4, to (N, outputs): two convolutions with stride 2, then linear.
 
     Without BatchNorm, as the gradient penalty wants it.
+
+    Example:
+        >>> import torch
+        >>> conv_critic((1, 8, 8))(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 1])
     """
     channels, height, width = _image_shape(shape)
     check_count("maps", maps)
@@ -92,7 +102,13 @@ def conv_critic(shape: Sequence[int], *, maps: int = 32, outputs: int = 1) -> nn
 
 
 def conv_encoder(shape: Sequence[int], latent: int, *, maps: int = 32) -> nn.Sequential:
-    """From images to means and log variances (N, 2 latent)."""
+    """From images to means and log variances (N, 2 latent).
+
+    Example:
+        >>> import torch
+        >>> conv_encoder((1, 8, 8), 16)(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 32])
+    """
     check_count("latent", latent)
     return conv_critic(shape, maps=maps, outputs=2 * latent)
 
@@ -100,7 +116,13 @@ def conv_encoder(shape: Sequence[int], latent: int, *, maps: int = 32) -> nn.Seq
 def mlp_decoder(
     latent: int, shape: Sequence[int], *, units: Sequence[int] = (512, 512), output: nn.Module | None = None
 ) -> nn.Sequential:
-    """From z (N, latent) to (N, *shape) through ReLU layers."""
+    """From z (N, latent) to (N, *shape) through ReLU layers.
+
+    Example:
+        >>> import torch
+        >>> mlp_decoder(16, (8, 8), units=(100,))(torch.randn(5, 16)).shape
+        torch.Size([5, 8, 8])
+    """
     _check_mlp(shape, units)
     check_count("latent", latent)
     check_module("output", output, none="no module after the last layer")
@@ -109,14 +131,26 @@ def mlp_decoder(
 
 
 def mlp_critic(shape: Sequence[int], *, units: Sequence[int] = (512, 512), outputs: int = 1) -> nn.Sequential:
-    """From (N, *shape) to (N, outputs) through ReLU layers."""
+    """From (N, *shape) to (N, outputs) through ReLU layers.
+
+    Example:
+        >>> import torch
+        >>> mlp_critic((8, 8), units=(100,))(torch.rand(5, 8, 8)).shape
+        torch.Size([5, 1])
+    """
     _check_mlp(shape, units)
     check_count("outputs", outputs)
     return nn.Sequential(nn.Flatten(), *_mlp((prod(shape), *units, outputs)))
 
 
 def mlp_encoder(shape: Sequence[int], latent: int, *, units: Sequence[int] = (400, 400)) -> nn.Sequential:
-    """From (N, *shape) to means and log variances (N, 2 latent)."""
+    """From (N, *shape) to means and log variances (N, 2 latent).
+
+    Example:
+        >>> import torch
+        >>> mlp_encoder((8, 8), 16, units=(100,))(torch.rand(5, 8, 8)).shape
+        torch.Size([5, 32])
+    """
     check_count("latent", latent)
     return mlp_critic(shape, units=units, outputs=2 * latent)
 

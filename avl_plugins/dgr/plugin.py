@@ -15,7 +15,7 @@ from avl_plugins.dgr.generated import Generated
 from avl_plugins.dgr.generator import Generator, check_generator
 from avl_plugins.dgr.scholar import (
     Answers,
-    Labels,
+    Kind,
     Scholar,
     Solver,
     replay_loss,
@@ -37,12 +37,14 @@ from avl_plugins.tasks.checks import (
 )
 from avl_plugins.tasks.likelihood import LIKELIHOODS, Likelihood
 from avl_plugins.tasks.owners import note_owner, refuse_shared
+from avl_plugins.tasks.words import renamed, repr_of_arguments
 
 __all__ = ["DGRPlugin"]
 
 log = logging.getLogger(__name__)
 
 
+@renamed(labels="answers")
 class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
     """Deep Generative Replay (Shin et al. 2017, arXiv:1705.08690).
 
@@ -68,27 +70,28 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             "noise".
         replay: "generated"; "exact": real past inputs, with the old solver's answers (ER); "noise": Gaussian inputs.
         replay_ratio: r, the weight of the current task (the paper has none printed): "1/t" at task t, or a number.
-        labels: "hard": the old solver's class; "soft": its probabilities at `temperature`, 0 for later classes.
-        temperature: of soft labels.
-        generator_iterations: Calls of `fit_batch` after each task.
-        replay_batch_size: Replayed inputs a training step; None: as many as real ones.
-        balanced: Replay all classes that the old solver answers with about equally often, from four times as many
+        answers: "hard": the old solver's class; "soft": its probabilities at `temperature`, 0 for later classes.
+        temperature: of soft answers.
+        generator_iterations: calls of `fit_batch` after each task.
+        replay_batch_size: replayed inputs a training step; None: as many as real ones.
+        balanced: replay all classes that the old solver answers with about equally often, from four times as many
             samples; the method does not need it.
-        chunk: Inputs that are sampled and answered at a time.
-        likelihood: What outputs mean: "categorical", classes by softmax; "bernoulli", a logit for each value or class,
+        chunk: inputs that are sampled and answered at a time. It is a number of inputs, not bytes, as what is drawn
+            depends on it.
+        likelihood: what outputs mean: "categorical", classes by softmax; "bernoulli", a logit for each value or class,
             answered by 1 where it is above 0 or, soft, by its probability; "gaussian", values, answered by the old
             outputs. None: what the criterion says where that is certain (cross-entropy, binary cross-entropy of logits,
             squared error), with a log line.
-        seed: Of what is drawn for replay and for the generator's batches. None: `torch.initial_seed()`.
+        seed: of what is drawn for replay and for the generator's batches. None: `torch.initial_seed()`.
 
     Attributes:
         scholar: H of the tasks so far; None before the first has ended.
-        tasks: Tasks that have ended.
-        parts: In an online stream, how many parts of the current task have been trained on; 0 between tasks.
-        classes: Labels of the classes so far; empty where targets are no classes.
-        model: The strategy's, from its first hook or a load on. `scholar` needs it after a bare `load_state_dict`.
-        generator_losses: Of the latest task, lists by name, one value an iteration.
-        last_replay_loss: Mean loss on the latest replayed batch; 0-d.
+        tasks: tasks that have ended.
+        parts: in an online stream, how many parts of the current task have been trained on; 0 between tasks.
+        classes: labels of the classes so far; empty where targets are no classes.
+        model: the strategy's, from its first hook or a load on. `scholar` needs it after a bare `load_state_dict`.
+        generator_losses: of the latest task, lists by name, one value an iteration.
+        last_replay_loss: mean loss on the latest replayed batch; 0-d.
 
     Raises:
         TypeError: If an argument is of another kind.
@@ -97,6 +100,12 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             outside the range that was declared, the generator does not fit to them, or targets do not fit to outputs.
             While training: if the loss, or the generator's losses or samples, are not finite, or these are outside its
             range.
+
+    Example:
+        >>> from avl_plugins.dgr import VAE, mlp_decoder, mlp_encoder
+        >>> generator = VAE(encoder=mlp_encoder((64,), 8), decoder=mlp_decoder(8, (64,)), latent=8)
+        >>> DGRPlugin(generator=generator, answers="soft", generator_iterations=500)  # for a strategy's `plugins`
+        DGRPlugin(generator=<VAE>, answers='soft', generator_iterations=500)
     """
 
     def __init__(
@@ -105,7 +114,7 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         generator: Generator | None = None,
         replay: Replay = "generated",
         replay_ratio: Literal["1/t"] | float = "1/t",
-        labels: Labels = "hard",
+        answers: Kind = "hard",
         temperature: float = 2.0,
         generator_iterations: int = 3000,
         replay_batch_size: int | None = None,
@@ -121,7 +130,7 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             check_choice("replay_ratio", replay_ratio, ("1/t",), " (or a number, the weight of the current task)")
         else:
             check_number("replay_ratio", replay_ratio, low=0, high=1, open_low=True)
-        check_choice("labels", labels, ("hard", "soft"))
+        check_choice("answers", answers, ("hard", "soft"))
         check_number("temperature", temperature, low=0, open_low=True)
         check_count("generator_iterations", generator_iterations)
         check_count("replay_batch_size", replay_batch_size, none="as many as real ones")
@@ -130,7 +139,7 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         check_choice("likelihood", likelihood, (None, *LIKELIHOODS))
         check_seed("seed", seed)
         self.replay, self.replay_ratio = replay, replay_ratio
-        self.labels, self.temperature = labels, temperature
+        self.answers, self.temperature = answers, temperature
         self.generator_iterations = generator_iterations
         self.replay_batch_size, self.chunk = replay_batch_size, chunk
         self.balanced = balanced
@@ -157,6 +166,8 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         """The one in use; None before training."""
         self._checked = False
         """Whether the first mini-batch of the task has been looked at."""
+
+    __repr__ = repr_of_arguments
 
     @property
     def scholar(self) -> Scholar | None:
@@ -237,12 +248,12 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         """Add (r - 1) L(real) + (1 - r) L(replayed)."""
         if self.scholar is not None:
             ratio = self.ratio
-            answers = self._next_answers(strategy, self.replay_batch_size or len(strategy.mb_x))
+            replayed = self._next_answers(strategy, self.replay_batch_size or len(strategy.mb_x))
             # Model calls set nothing on the strategy, so that metrics see the real batch.
             loss = replay_loss(
                 strategy.model,
-                answers,
-                labels=self.labels,
+                replayed,
+                answers=self.answers,
                 temperature=self.temperature,
                 criterion=strategy._criterion,
             )
@@ -251,7 +262,7 @@ class DGRPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         check_loss(strategy, strategy.loss)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """At the end of a task, train the generator, then copy generator and solver."""
+        """Train the generator at the end of a task, then copy generator and solver."""
         parts = parts_so_far(strategy.experience, self.parts)
         task = finished_task(strategy, parts)
         if task is None:

@@ -12,10 +12,12 @@ from torch.func import functional_call
 from avl_plugins.dgr.frozen import detached_copy
 from avl_plugins.dgr.targets import Categorical, Targets, targets_from_plain, targets_to_plain
 from avl_plugins.tasks.arguments import check_choice, check_count, check_flag, check_number
+from avl_plugins.tasks.words import renamed
 
-__all__ = ["Answers", "Scholar", "Solver", "replay_loss"]
+__all__ = ["Answers", "Kind", "Scholar", "Solver", "replay_loss"]
 
-Labels = Literal["hard", "soft"]
+Kind = Literal["hard", "soft"]
+"""Of answers."""
 _CHUNK = 1000
 _CLASSES = Categorical()
 
@@ -26,15 +28,20 @@ class Solver:
     It keeps copies of the parameters and buffers; the module they are put into may have grown since.
 
     Args:
-        model: The solver, x -> outputs, or (x, task label) -> outputs for a `MultiTaskModule`. Of a `DataParallel`, the
+        model: the solver, x -> outputs, or (x, task label) -> outputs for a `MultiTaskModule`. Of a `DataParallel`, the
             module in it.
-        classes: Labels of the classes known by then; answers are among them if they are classes. None: all outputs.
-        task_labels: Heads known by then, for a `MultiTaskModule`.
-        targets: What the outputs mean.
-        tensors: Its parameters and buffers by name; None: those that the model has now.
+        classes: labels of the classes known by then; answers are among them if they are classes. None: all outputs.
+        task_labels: heads known by then, for a `MultiTaskModule`.
+        targets: what the outputs mean.
+        tensors: its parameters and buffers by name; None: those that the model has now.
 
     Raises:
         ValueError: If the model lacks a parameter or buffer among `tensors`.
+
+    Example:
+        >>> solver = Solver(nn.Identity(), classes=[0, 2])  # class 1 is not known yet
+        >>> solver.logits(torch.tensor([[1.0, 5.0, 2.0]]))
+        [(None, tensor([[1., -inf, 2.]]))]
     """
 
     def __init__(
@@ -94,9 +101,14 @@ class Answers:
     """What an old solver answers to replayed inputs: its outputs per head.
 
     Attributes:
-        x: Inputs (N, *shape).
+        x: inputs (N, *shape).
         heads: (task label or None, outputs (N, ...)).
-        targets: What the outputs mean.
+        targets: what the outputs mean.
+
+    Example:
+        >>> answers = Answers(torch.rand(3, 2), [(None, torch.eye(3))])
+        >>> answers.rows(1, 3).classes()
+        tensor([1, 2])
     """
 
     def __init__(self, x: Tensor, heads: Sequence[tuple[int | None, Tensor]], targets: Targets = _CLASSES) -> None:
@@ -122,11 +134,12 @@ class Answers:
         return self.targets.classes(self.heads[0][1])
 
 
+@renamed(labels="answers")
 def replay_loss(
     model: nn.Module,
-    answers: Answers,
+    replayed: Answers,
     *,
-    labels: Labels,
+    answers: Kind,
     temperature: float,
     criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
@@ -138,24 +151,29 @@ def replay_loss(
     others, new ones over all of a head's outputs, so that replay speaks against classes that came later.
 
     Args:
-        model: The new solver.
-        answers: The old one's.
-        labels: "hard" or "soft"; Gaussian answers are the same in both.
+        model: the new solver.
+        replayed: inputs with the old one's outputs.
+        answers: "hard" or "soft"; Gaussian ones are the same in both.
         temperature: T.
         criterion: (outputs, targets) -> mean loss; None: the likelihood's own.
+
+    Example:
+        >>> replayed = Answers(torch.ones(1, 2), [(None, torch.tensor([[3.0, -1.0]]))])
+        >>> replay_loss(torch.zeros_like, replayed, answers="hard", temperature=1.0)
+        tensor(0.6931)
     """
-    targets = answers.targets
-    soft = labels == "soft" and targets.likelihood != "gaussian"
+    targets = replayed.targets
+    soft = answers == "soft" and targets.likelihood != "gaussian"
     criterion = criterion or targets.loss
-    total = answers.x.new_zeros(())
-    for head, old in answers.heads:
-        new = model(answers.x) if head is None else model(answers.x, head)
+    total = replayed.x.new_zeros(())
+    for head, old in replayed.heads:
+        new = model(replayed.x) if head is None else model(replayed.x, head)
         if soft:
             total = total + targets.soft_loss(old, new, temperature)
         else:
             new = targets.answered(old, new)
             total = total + criterion(new, targets.hard(old, new))
-    return total / len(answers.heads)
+    return total / len(replayed.heads)
 
 
 class Scholar:
@@ -163,7 +181,16 @@ class Scholar:
 
     Args:
         source: n, generator -> (n, *shape).
-        solver: The solver that answers.
+        solver: the solver that answers.
+
+    Example:
+        >>> solver = Solver(nn.Linear(4, 3), classes=[0, 1])
+        >>> scholar = Scholar(lambda n, generator: torch.rand(n, 4, generator=generator), solver)
+        >>> scholar.sample(5).x.shape
+        torch.Size([5, 4])
+        >>> pupil = nn.Linear(4, 3)
+        >>> len(scholar.teach(pupil, torch.optim.Adam(pupil.parameters()), iterations=20))
+        20
     """
 
     def __init__(self, source: Callable[[int, torch.Generator | None], Tensor], solver: Solver) -> None:
@@ -176,10 +203,10 @@ class Scholar:
         """Return n replayed inputs with their answers, without a graph.
 
         Args:
-            n: How many.
-            generator: Where random numbers come from.
-            device: Where the inputs go to be answered; None: where the solver is.
-            balanced: Draw four times as many and keep, as far as there are enough, as many of each class as of any
+            n: how many.
+            generator: where random numbers come from.
+            device: where the inputs go to be answered; None: where the solver is.
+            balanced: draw four times as many and keep, as far as there are enough, as many of each class as of any
                 other, the class being the answer of the solver's first head.
 
         Raises:
@@ -196,6 +223,7 @@ class Scholar:
             raise ValueError("balanced must be False, got True: the answers are not one class for each input")
         return answers.at(_balanced(classes, n))
 
+    @renamed(labels="answers")
     def teach(
         self,
         model: nn.Module,
@@ -203,7 +231,7 @@ class Scholar:
         *,
         iterations: int,
         batch_size: int = 128,
-        labels: Labels = "hard",
+        answers: Kind = "hard",
         temperature: float = 2.0,
         generator: torch.Generator | None = None,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -211,14 +239,14 @@ class Scholar:
         """Train another model on samples alone, as in table 1 of the paper, and return the loss at each iteration.
 
         Args:
-            model: The pupil, with the solver's inputs and outputs.
-            optimizer: Its optimizer.
-            iterations: How many steps.
-            batch_size: Samples in each.
-            labels: "hard" or "soft" answers, see `replay_loss`.
-            temperature: Of soft ones.
-            generator: Where random numbers come from.
-            criterion: Loss on hard answers; None: that of the solver's likelihood.
+            model: the pupil, with the solver's inputs and outputs.
+            optimizer: its optimizer.
+            iterations: how many steps.
+            batch_size: samples in each.
+            answers: "hard" or "soft", see `replay_loss`.
+            temperature: of soft ones.
+            generator: where random numbers come from.
+            criterion: loss on hard answers; None: that of the solver's likelihood.
 
         Raises:
             TypeError: If an argument is of another kind.
@@ -226,7 +254,7 @@ class Scholar:
         """
         check_count("iterations", iterations)
         check_count("batch_size", batch_size)
-        check_choice("labels", labels, ("hard", "soft"))
+        check_choice("answers", answers, ("hard", "soft"))
         check_number("temperature", temperature, low=0, open_low=True)
         device = next(model.parameters()).device
         model.train()
@@ -239,7 +267,7 @@ class Scholar:
             part = pool.rows(used, used + batch_size)
             used += batch_size
             optimizer.zero_grad()
-            loss = replay_loss(model, part, labels=labels, temperature=temperature, criterion=criterion)
+            loss = replay_loss(model, part, answers=answers, temperature=temperature, criterion=criterion)
             losses.append(float(loss.detach()))
             if not isfinite(losses[-1]):
                 raise ValueError(f"the loss is {losses[-1]:g} in iteration {len(losses)}: lower the learning rate")

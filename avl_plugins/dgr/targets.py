@@ -91,7 +91,7 @@ class Categorical(Targets):
         return new
 
     def soft_loss(self, old: Tensor, new: Tensor, temperature: float) -> Tensor:
-        """Old probabilities are over the classes known then and 0 for others, new ones over all of a head's outputs."""
+        """Return it with old probabilities over the classes known then, 0 for others, and new ones over all outputs."""
         known = old.isfinite().transpose(0, 1).flatten(1).any(1)
         target = (old[:, known] / temperature).softmax(1)
         scores = functional.log_softmax(new / temperature, 1)[:, : old.shape[1]][:, known]
@@ -139,7 +139,7 @@ class Bernoulli(Targets):
         return labels.to(self.dtype)
 
     def soft_loss(self, old: Tensor, new: Tensor, temperature: float) -> Tensor:
-        """The binary cross-entropy, the mean over logits; of classes that came later the old probability is 0."""
+        """Return the binary cross-entropy, the mean over logits; old probabilities of later classes are 0."""
         new = self.answered(old, new)
         target = (old / temperature).sigmoid()
         if new.shape != old.shape:

@@ -9,6 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from avl_plugins.dgr.generator import RangedGenerator, check_module, check_samples
 from avl_plugins.tasks.arguments import check_count, check_number
+from avl_plugins.tasks.words import repr_of_arguments
 
 __all__ = ["VAE", "kl_to_standard_normal", "reparametrise"]
 
@@ -34,15 +35,24 @@ class VAE(RangedGenerator):
     Args:
         encoder: (N, *shape) -> (N, 2 latent): means and log variances. It sees images in [-1, 1].
         decoder: (N, latent) -> (N, *shape): logits of the values in [0, 1].
-        latent: Size of z.
-        data_range: Smallest and largest value of the data; None: the first data's, as `DGRPlugin` reads it.
-        batch_size: Samples in a batch.
-        lr: Learning rate of Adam.
+        latent: size of z.
+        data_range: smallest and largest value of the data; None: the first data's, as `DGRPlugin` reads it.
+        batch_size: samples in a batch.
+        lr: learning rate of Adam.
 
     Raises:
         TypeError: If an argument is of another kind.
         ValueError: If one is out of range; in `fit_batch`, if the data are outside the range or the encoder
             gives another shape; in `sample`, if it was never trained, or gives samples that are not finite.
+
+    Example:
+        >>> from avl_plugins.dgr import mlp_decoder, mlp_encoder
+        >>> vae = VAE(encoder=mlp_encoder((4,), 2), decoder=mlp_decoder(2, (4,)), latent=2, data_range=(0, 1))
+        >>> vae
+        VAE(encoder=<Sequential>, decoder=<Sequential>, latent=2, data_range=(0.0, 1.0))
+        >>> losses = vae.fit_batch(torch.rand(vae.batch_size, 4), None, 1.0)
+        >>> vae.sample(5).shape
+        torch.Size([5, 4])
     """
 
     def __init__(
@@ -62,9 +72,11 @@ class VAE(RangedGenerator):
         check_count("batch_size", batch_size)
         check_number("lr", lr, low=0)
         self.encoder, self.decoder = encoder, decoder
-        self.latent, self.batch_size = latent, batch_size
+        self.latent, self.batch_size, self.lr = latent, batch_size, lr
         self.optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=lr, fused=True)
         self.steps = 0
+
+    __repr__ = repr_of_arguments
 
     def negative_elbo(self, u: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return reconstruction and KL terms for each sample, (N,) both, for images u in [-1, 1]; nats, not divided."""
@@ -78,6 +90,8 @@ class VAE(RangedGenerator):
 
     def fit_batch(self, real: Tensor, replayed: Tensor | None, ratio: float) -> Mapping[str, Tensor]:
         """Take one step on ratio * mean over real + (1 - ratio) * mean over replayed.
+
+        Random numbers come from the global generator.
 
         Returns:
             "reconstruction" and "kl", weighted likewise and per value.

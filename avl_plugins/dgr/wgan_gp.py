@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from avl_plugins.dgr.frozen import detached_copy
 from avl_plugins.dgr.generator import RangedGenerator, check_module, check_samples
 from avl_plugins.tasks.arguments import check_count, check_number
+from avl_plugins.tasks.words import repr_of_arguments
 
 __all__ = ["WGANGP", "gradient_penalty"]
 
@@ -25,7 +26,7 @@ def gradient_penalty(critic: nn.Module, one: Tensor, other: Tensor, mixing: Tens
     Args:
         critic: D, (N, *shape) -> (N, 1) or (N,).
         one: (N, *shape).
-        other: Likewise.
+        other: likewise.
         mixing: (N,) in [0, 1].
     """
     weight = mixing.view(-1, *[1] * (one.dim() - 1))
@@ -38,7 +39,7 @@ class MovingAverage:
     """Moves averages towards values, as `AveragedModel` wants it done; unlike a function in a function it is pickled.
 
     Args:
-        decay: Weight of the average; in the n-th call (1 + n) / (10 + n) where that is smaller.
+        decay: weight of the average; in the n-th call (1 + n) / (10 + n) where that is smaller.
     """
 
     def __init__(self, decay: float) -> None:
@@ -71,16 +72,16 @@ class WGANGP(RangedGenerator):
     Args:
         generator: G, (N, latent) -> (N, *shape) in [-1, 1].
         critic: D, (N, *shape) -> (N, 1) or (N,).
-        latent: Size of z ~ N(0, 1).
-        data_range: Smallest and largest value of the data; None: the first data's, as `DGRPlugin` reads it.
-        samples: Samples in a batch of the critic.
-        critic_steps: Critic steps for a generator step; 5 in the paper of WGAN-GP.
-        penalty: Weight lambda of the gradient penalty; 10 there.
-        penalty_every: Apply it at every so many critic steps, with that many times the weight (cheaper, and the same
+        latent: size of z ~ N(0, 1).
+        data_range: smallest and largest value of the data; None: the first data's, as `DGRPlugin` reads it.
+        samples: samples in a batch of the critic.
+        critic_steps: critic steps for a generator step; 5 in the paper of WGAN-GP.
+        penalty: weight lambda of the gradient penalty; 10 there.
+        penalty_every: apply it at every so many critic steps, with that many times the weight (cheaper, and the same
             on average).
-        lr: Learning rate of both Adams; 1e-4 there.
-        betas: Of both; (0.5, 0.9) there.
-        average: Decay of an exponential moving average of the generator's weights, which samples then come from; None
+        lr: learning rate of both Adams; 1e-4 there.
+        betas: of both; (0.5, 0.9) there.
+        average: decay of an exponential moving average of the generator's weights, which samples then come from; None
             for none. In the n-th iteration it is (1 + n) / (10 + n) where that is smaller, so that the weights it began
             with do not linger.
 
@@ -88,6 +89,17 @@ class WGANGP(RangedGenerator):
         TypeError: If an argument is of another kind.
         ValueError: If one is out of range, or the critic has BatchNorm; in `fit_batch`, if the data are outside the
             range; in `sample`, if it was never trained, or gives samples that are not finite or outside the range.
+
+    Example:
+        >>> from avl_plugins.dgr import mlp_critic, mlp_decoder
+        >>> generator = mlp_decoder(2, (4,), output=nn.Tanh())
+        >>> gan = WGANGP(generator=generator, critic=mlp_critic((4,)), latent=2, data_range=(0, 1))
+        >>> gan
+        WGANGP(generator=<Sequential>, critic=<Sequential>, latent=2, data_range=(0.0, 1.0))
+        >>> sorted(gan.fit_batch(torch.rand(gan.batch_size, 4), None, 1.0))
+        ['critic', 'generator', 'penalty']
+        >>> gan.sample(5).shape
+        torch.Size([5, 4])
     """
 
     def __init__(
@@ -131,6 +143,7 @@ class WGANGP(RangedGenerator):
         self.generator, self.critic = generator, critic
         self.latent, self.samples, self.critic_steps = latent, samples, critic_steps
         self.penalty, self.penalty_every = penalty, penalty_every
+        self.lr, self.betas, self.average = lr, tuple(betas), average
         self.averaged = (
             None
             if average is None
@@ -142,6 +155,8 @@ class WGANGP(RangedGenerator):
             "critic": torch.optim.Adam(critic.parameters(), **options),
         }
         self.steps = {"generator": 0, "critic": 0}
+
+    __repr__ = repr_of_arguments
 
     @property
     def batch_size(self) -> int:

@@ -1,27 +1,41 @@
 """What EWC refuses or warns about before it can go wrong silently."""
 
+import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import index
 from typing import Any
 
-from torch import nn
 from torch.optim import SGD, Optimizer
 
 from avl_plugins.ewc.criterion import sums_over_batch
-from avl_plugins.ewc.evaluating import refuse_batch_statistics
-from avl_plugins.ewc.penalty import QuadraticPenalty
-from avl_plugins.ewc.selection import select
-from avl_plugins.growth.preconditioner import inverse_preconditioner
-from avl_plugins.tasks.arguments import check_number
-from avl_plugins.tasks.boundaries import Task, current_task
-from avl_plugins.tasks.labels import check_labels_differ
-from avl_plugins.tasks.protocols import ActsInEnvironments
+from avl_plugins.ewc.curvature import Penalty
+from avl_plugins.tasks.boundaries import Task
 
 
-def refuse_avalanche_arguments(
-    args: Sequence[Any], kwargs: Mapping[str, Any], write: str = "EWCPlugin(ewc_lambda=...)"
-) -> None:
+def explains_avalanche_arguments(write: str) -> Callable[[type], type]:
+    """Have a class refuse Avalanche's arguments with an explanation, which Python's own TypeError would not give.
+
+    A subclass that has a constructor of its own may have such arguments. Signatures and help show the constructor's.
+
+    Args:
+        write: the call to write instead of one with positional arguments.
+    """
+
+    def decorate(kind: type) -> type:
+        def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+            if inspect.unwrap(cls.__init__) is inspect.unwrap(kind.__init__):  # type: ignore[misc]
+                refuse_avalanche_arguments(args, kwargs, write)
+            return super(kind, cls).__new__(cls)  # type: ignore[arg-type, misc]
+
+        __new__.__signature__ = inspect.signature(kind.__init__)  # type: ignore[attr-defined, misc]
+        kind.__new__ = __new__  # type: ignore[assignment]
+        return kind
+
+    return decorate
+
+
+def refuse_avalanche_arguments(args: Sequence[Any], kwargs: Mapping[str, Any], write: str) -> None:
     """Raise TypeError for the arguments of `avalanche.training.plugins.EWCPlugin` that mean something else here.
 
     Raises:
@@ -41,33 +55,7 @@ def refuse_avalanche_arguments(
         )
 
 
-def check_use(strategy: Any, plugin: Any) -> None:
-    """Refuse what an `EWCPlugin` cannot be used with, in `before_training_exp`.
-
-    Raises:
-        ValueError: see `EWCPlugin`.
-    """
-    check_number("ewc_lambda", plugin.ewc_lambda, low=0)
-    parameters = dict(strategy.model.named_parameters())
-    select(parameters, plugin.include, plugin.exclude)
-    plugin.penalty.check(parameters)
-    acts = isinstance(strategy, ActsInEnvironments)
-    if plugin.revisits == "replace" and not acts:
-        check_labels_differ(current_task(strategy).experiences[0])
-    if plugin.importance == "fisher":
-        plugin.likelihood_for(strategy)
-        if acts and plugin.fisher_data is None and plugin.labels in ("empirical", "batch"):
-            raise ValueError(
-                f"labels={plugin.labels!r} needs targets, of which {type(strategy).__name__} has none: use "
-                "labels='exact' or 'sampled'"
-            )
-        if plugin.labels != "batch":
-            refuse_batch_statistics(strategy.model)
-    if plugin.step == "proximal":
-        inverse_preconditioner(strategy.optimizer, option="step")
-
-
-def warn_if_unstable(penalty: QuadraticPenalty, optimizer: Optimizer, model: nn.Module) -> bool:
+def warn_if_unstable(penalty: Penalty, optimizer: Optimizer, parameters: Mapping[str, Any]) -> bool:
     """Warn where gradient descent on the penalty alone would diverge: lr lambda max(F) > 2 under SGD.
 
     (Momentum moves the limit by a factor below 2; the task's own curvature only adds to the left side.)
@@ -75,13 +63,13 @@ def warn_if_unstable(penalty: QuadraticPenalty, optimizer: Optimizer, model: nn.
     """
     if not isinstance(optimizer, SGD):
         return False
-    parameters = dict(model.named_parameters())
-    names = {id(parameters[name]): name for name in penalty.precision}
+    largest = penalty.largest_eigenvalues()
+    names = {id(parameters[name]): name for name in largest}
     worst, lr, name = 0.0, 0.0, ""
     for group in optimizer.param_groups:
         for theta in group["params"]:
             if id(theta) in names:
-                precision = float(penalty.precision[names[id(theta)]].max())
+                precision = largest[names[id(theta)]]
                 if float(group["lr"]) * precision > worst:
                     lr, name = float(group["lr"]), names[id(theta)]
                     worst = lr * precision
@@ -89,8 +77,8 @@ def warn_if_unstable(penalty: QuadraticPenalty, optimizer: Optimizer, model: nn.
         return False
     warnings.warn(
         f"EWC's gradient step will diverge: lr * lambda * max(F) = {lr:g} * {worst / lr:g} = {worst:g} > 2 (at "
-        f"{name!r}). Use step='proximal', which is stable for any lambda, or lower lr or ewc_lambda by a factor of "
-        f"{worst / 2:.3g}",
+        f"{name!r}). Use penalty_step='proximal', which is stable for any lambda, or lower lr or ewc_lambda by a "
+        f"factor of {worst / 2:.3g}",
         UserWarning,
         stacklevel=2,
     )

@@ -79,6 +79,12 @@ def diagonal_fisher(
             be called with where it could be, BatchNorm without running statistics, or a Fisher that is not finite
             (named).
         TypeError: batches or outputs of another form.
+
+    Example:
+        >>> model, x = nn.Linear(2, 2, bias=False), torch.tensor([[1.0, 0.0]])
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> diagonal_fisher(model, [(x, torch.tensor([1]))])["weight"].tolist()  # p (1 - p) x^2 with p = 1/2
+        [[0.25, 0.0], [0.25, 0.0]]
     """
     totals, count = sum_over_samples(
         model,
@@ -145,7 +151,7 @@ def sum_over_samples(
         for batch in stream:
             for x, y, task in by_task(model, batch, device):
                 if y is None and labels not in ("exact", "sampled"):
-                    raise ValueError(f"labels={labels!r} needs targets, and y is None")
+                    raise ValueError(f"labels={labels!r} needs targets, and y is None (of EWCPlugin: fisher_labels)")
                 if labels == "batch":
                     sums = _square_of_batch_gradient(model, params, chosen, x, y, task)  # type: ignore[arg-type]
                 else:

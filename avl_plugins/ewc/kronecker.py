@@ -37,6 +37,14 @@ class KroneckerFisher:
     Attributes:
         blocks: the Kronecker-factored blocks by layer name.
         rest: the diagonal of all other parameters by their name, each of the parameter's shape.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+        >>> fisher = kronecker_fisher(model, [(torch.randn(20, 3), torch.arange(20) % 4)])
+        >>> list(fisher.blocks), list(fisher.rest)
+        (['0'], ['1.weight', '1.bias'])
+        >>> list(fisher.diagonal())
+        ['0.weight', '0.bias', '1.weight', '1.bias']
     """
 
     blocks: dict[str, KroneckerBlock]
@@ -117,6 +125,13 @@ def kronecker_fisher(
         ValueError: as in `diagonal_fisher`; or a layer turns out to be called more than once in a later batch, and
             `batches` cannot be read again.
         TypeError: as in `diagonal_fisher`.
+
+    Example:
+        >>> model, x = nn.Linear(2, 2, bias=False), torch.tensor([[1.0, 0.0]])
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> block = kronecker_fisher(model, [(x, torch.tensor([1]))]).blocks[""]  # the model itself is the layer
+        >>> block.inputs.tolist(), block.outputs.tolist()
+        ([[[1.0, 0.0], [0.0, 0.0]]], [[[0.25, -0.25], [-0.25, 0.25]]])
     """
     check_choice("labels", labels, ("exact", "sampled", "empirical"))
     check_number("damping", damping, low=0)

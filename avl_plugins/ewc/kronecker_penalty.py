@@ -37,6 +37,18 @@ class KroneckerPenalty:
     Attributes:
         terms: the layers' terms by layer name, in the order in which they were added.
         diagonal: the penalty of the parameters without factors.
+
+    Example:
+        >>> from torch import nn
+        >>> from avl_plugins.ewc import kronecker_fisher
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> fisher = kronecker_fisher(model, [(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))])
+        >>> penalty = KroneckerPenalty()
+        >>> penalty.merge(fisher, dict(model.named_parameters()), scale=8.0)  # when a task ends; scale is lambda
+        >>> one, both = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        >>> round(float(penalty.value({"weight": one})), 3), float(penalty.value({"weight": both}))
+        (1.0, 0.0)
     """
 
     def __init__(self) -> None:
@@ -45,12 +57,12 @@ class KroneckerPenalty:
 
     @classmethod
     def joined(cls, penalties: Iterable[KroneckerPenalty]) -> KroneckerPenalty:
-        """The sum of several penalties."""
-        whole = cls()
+        """The sum of several penalties, but for their constants."""
+        whole, penalties = cls(), list(penalties)
         for penalty in penalties:
             for layer, terms in penalty.terms.items():
                 whole.terms.setdefault(layer, []).extend(terms)
-            whole.diagonal.merge(penalty.diagonal.precision, penalty.diagonal.centre)
+        whole.diagonal = QuadraticPenalty.joined(penalty.diagonal for penalty in penalties)
         return whole
 
     @torch.no_grad()
@@ -126,11 +138,20 @@ class KroneckerPenalty:
         return self.distance(parameters) + self.constant
 
     def distance(self, parameters: Mapping[str, Tensor], names: Collection[str] | None = None) -> Tensor:
-        """The value without the constant, in all terms that have a parameter in `names` (default: all terms)."""
+        """The value without the constant, in all terms that have a parameter in `names` (default: all terms).
+
+        It is differentiable in the parameters in `names`.
+        """
+        if names is not None:
+            parameters = {n: theta if n in names else theta.detach() for n, theta in parameters.items()}
         values = [term.value(parameters) for term in self.used(parameters, names)]
-        if self.diagonal.precision or not values:
-            values.append(self.diagonal.distance(parameters, names))
-        return torch.stack([value.to(values[0]) for value in values]).sum()
+        return _total(values, self.diagonal.distance(parameters, names))
+
+    def distance_without(self, parameters: Mapping[str, Tensor], names: Collection[str]) -> Tensor:
+        """What `distance` over all terms has beside `distance` over those that have a parameter in `names`."""
+        touched = set(self.used(parameters, names))
+        values = [term.value(parameters) for term in self.used(parameters) if term not in touched]
+        return _total(values, self.diagonal.distance_without(parameters, names))
 
     @torch.no_grad()
     def add_gradient_(
@@ -190,7 +211,7 @@ class KroneckerPenalty:
         self.diagonal.load_state_dict(state["diagonal"])
         self.terms = terms
 
-    def used(self, parameters: Mapping[str, Tensor], names: Collection[str] | None) -> Iterator[KroneckerTerm]:
+    def used(self, parameters: Mapping[str, Tensor], names: Collection[str] | None = None) -> Iterator[KroneckerTerm]:
         """The terms that have a parameter in `names`, brought to the parameters' device and dtype for good."""
         for terms in self.terms.values():
             for k, term in enumerate(terms):
@@ -198,6 +219,12 @@ class KroneckerPenalty:
                     term.check(parameters)
                     terms[k] = term.fitted(parameters)
                     yield terms[k]
+
+
+def _total(values: list[Tensor], diagonal: Tensor) -> Tensor:
+    """The sum of terms, on the first one's device and in its dtype."""
+    values = [*values, diagonal]
+    return torch.stack([value.to(values[0]) for value in values]).sum()
 
 
 def _scaled(importances: KroneckerFisher, anchor: Mapping[str, Tensor], scale: float) -> dict[str, KroneckerBlock]:

@@ -68,7 +68,7 @@ class Categorical:
         if labels == "exact" and z.ndim > 2:
             raise ValueError(
                 f"labels='exact' would enumerate every labelling of outputs of shape {tuple(z.shape)}; "
-                "use labels='sampled', which draws one label a position"
+                "use labels='sampled' (of EWCPlugin: fisher_labels='sampled'), which draws one label per position"
             )
 
     def score(self, z: Tensor, y: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class FromDistribution:
         if labels == "exact" and not enumerable:
             raise ValueError(
                 f"labels='exact' cannot enumerate {type(distribution).__name__} with batch shape "
-                f"{tuple(distribution.batch_shape)}; use labels='sampled'"
+                f"{tuple(distribution.batch_shape)}; use labels='sampled' (of EWCPlugin: fisher_labels='sampled')"
             )
         if shape[:1] != z.shape[:1] or (y is not None and y.shape != shape):
             targets = "unknown" if y is None else tuple(y.shape)

@@ -25,6 +25,12 @@ def fisher_overlap(f1: Mapping[str, Tensor], f2: Mapping[str, Tensor]) -> dict[s
 
     Raises:
         ValueError: other names or shapes, or negative values (named).
+
+    Example:
+        >>> first = {"layer.weight": torch.tensor([1.0, 1.0, 0.0])}
+        >>> second = {"layer.weight": torch.tensor([0.0, 1.0, 1.0])}
+        >>> fisher_overlap(first, second)
+        {'layer': 0.5}
     """
     if f1.keys() != f2.keys():
         raise ValueError(f"f1 and f2 must have the same parameters; only one has {sorted(f1.keys() ^ f2.keys())}")

@@ -1,7 +1,7 @@
 """The sum of all tasks' quadratic penalties, folded into one quadratic."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,12 +30,26 @@ class QuadraticPenalty:
             nothing. Tensors are replaced, never written in place.
         centre: c by parameter name, same names and shapes.
         constant: K, a float64 number, which makes the value (not only the gradient) that of the explicit sum.
+
+    Example:
+        >>> penalty, theta = QuadraticPenalty(), {"weight": torch.tensor([1.0, 2.0])}
+        >>> penalty.merge({"weight": torch.tensor([3.0, 0.0])}, theta, scale=10.0)  # when a task ends; scale is lambda
+        >>> float(penalty.value({"weight": torch.tensor([2.0, 7.0])}))  # 10/2 * 3 * (2 - 1)^2, added to the loss
+        15.0
     """
 
     def __init__(self) -> None:
         self.precision: dict[str, Tensor] = {}
         self.centre: dict[str, Tensor] = {}
         self.constant = 0.0
+
+    @classmethod
+    def joined(cls, penalties: Iterable["QuadraticPenalty"]) -> "QuadraticPenalty":
+        """The sum of several penalties, but for their constants."""
+        whole = cls()
+        for penalty in penalties:
+            whole.merge(penalty.precision, penalty.centre)
+        return whole
 
     @torch.no_grad()
     def merge(self, importances: Mapping[str, Tensor], anchor: Mapping[str, Tensor], *, scale: float = 1.0) -> None:
@@ -118,6 +132,10 @@ class QuadraticPenalty:
             return torch.zeros(())
         return _Distance.apply(precisions, centres, *thetas)  # type: ignore[no-untyped-call]
 
+    def distance_without(self, parameters: Mapping[str, Tensor], names: Collection[str]) -> Tensor:
+        """What `distance` over all protected parameters has beside `distance` over those in `names`."""
+        return self.distance(parameters, [name for name in self.precision if name not in names])
+
     @torch.no_grad()
     def add_gradient_(
         self, parameters: Mapping[str, Tensor], scale: float = 1.0, *, names: Collection[str] | None = None
@@ -147,6 +165,10 @@ class QuadraticPenalty:
     def check(self, parameters: Mapping[str, Tensor]) -> None:
         """Raise ValueError, naming it, if a protected parameter is missing from `parameters` or has shrunk."""
         self._lists(parameters, None)
+
+    def largest_eigenvalues(self) -> dict[str, float]:
+        """The largest entry of A by parameter name."""
+        return {name: float(precision.max()) for name, precision in self.precision.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: precision, centre (by parameter name) and constant."""

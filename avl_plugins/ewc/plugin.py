@@ -1,30 +1,41 @@
 """Elastic Weight Consolidation as an Avalanche plugin."""
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
-from typing import Any, Literal, Self, get_args
-from warnings import warn
+from typing import Any, Literal, get_args
 
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avl_plugins.data.tensors import batches_in_memory
 from avl_plugins.ewc.checks import (
-    check_use,
-    refuse_avalanche_arguments,
+    explains_avalanche_arguments,
     warn_if_class_incremental,
     warn_if_sum,
     warn_if_unstable,
 )
 from avl_plugins.ewc.criterion import GivenLikelihood, is_regression, strategy_likelihood
+from avl_plugins.ewc.curvature import (
+    Curvature,
+    Penalty,
+    check_curvature,
+    check_proximal,
+    diagonal_of,
+    make_penalty,
+    measured,
+    pull_,
+    with_mean_one,
+)
+from avl_plugins.ewc.evaluating import refuse_batch_statistics
 from avl_plugins.ewc.first_batch import check_first_batch
 from avl_plugins.ewc.fisher import Labels
-from avl_plugins.ewc.importance import copied_generator, is_zero, measure, normalised, why_zero
+from avl_plugins.ewc.importance import copied_generator, is_zero, uniform_importances, why_zero
 from avl_plugins.ewc.likelihood import Likelihood, make_likelihood
-from avl_plugins.ewc.penalty import QuadraticPenalty
-from avl_plugins.ewc.proximal import proximal_step_
-from avl_plugins.ewc.selection import Selection, check_selection, leaves
+from avl_plugins.ewc.samples import without_attributes
+from avl_plugins.ewc.selection import Selection, check_selection, leaves, select
 from avl_plugins.ewc.state import read_state
 from avl_plugins.tasks.arguments import check_callable, check_choice, check_count, check_flag, check_number, check_seed
 from avl_plugins.tasks.boundaries import Task, current_task, finished_task, is_part, parts_so_far
@@ -35,12 +46,16 @@ from avl_plugins.tasks.checks import (
     refuse_empty,
     refuse_meta_learning,
 )
+from avl_plugins.tasks.labels import check_labels_differ
 from avl_plugins.tasks.owners import note_owner, refuse_shared
 from avl_plugins.tasks.protocols import ActsInEnvironments
+from avl_plugins.tasks.words import renamed, repr_of_arguments
 
 log = logging.getLogger(__name__)
 
 
+@renamed(labels="fisher_labels", step="penalty_step")
+@explains_avalanche_arguments("EWCPlugin(ewc_lambda=...)")
 class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
     r"""Elastic Weight Consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796, eq. 3).
 
@@ -60,11 +75,12 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     Args:
         ewc_lambda: lambda of the paper, >= 0. The attribute may be set between experiences: it multiplies each task's
-            Fisher when that task ends. A value goes with one estimator (`labels`), and is not Avalanche's.
-        labels: "exact" (expectation over the model's own labels), "sampled", "empirical", or "batch" (squared gradient
-            of the batch mean, Avalanche's importances, for comparison); see `diagonal_fisher`. Not given by the paper.
+            Fisher when that task ends. A value goes with one estimator (`fisher_labels`), and is not Avalanche's.
+        fisher_labels: "exact" (expectation over the model's own labels), "sampled", "empirical", or "batch" (squared
+            gradient of the batch mean, Avalanche's importances, for comparison); see `diagonal_fisher`. Not given by
+            the paper.
         importance: "fisher", or "uniform": F = 1 for every parameter that got a gradient, the paper's L2 arm.
-        mode: "separate" is the paper, one anchor a task. "online" is Schwarz et al. 2018, eq. 8 and 9: the penalty
+        mode: "separate" is the paper, one anchor per task. "online" is Schwarz et al. 2018, eq. 8 and 9: the penalty
             lambda/2 gamma F* (theta - theta*)^2 with F* <- gamma F* + F and theta* the latest optimum; with gamma = 1
             it is Huszar's recursive Laplace approximation (arXiv:1712.03847).
         gamma: forgetting factor of mode "online", in (0, 1].
@@ -80,15 +96,21 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         fisher_data: strategy -> batches (x, y) or (x, y, t) for the Fisher, e.g. from a replay buffer. Default: the
             task's states where the strategy acts in environments (`avl_plugins.rl`), else the experience's data set
             under its *eval* transforms, in order, put together by its `collate_fn`.
-        fisher_batch_size: samples a batch in that default; only labels "batch" depend on it. None: `train_mb_size` for
-            "batch", else what `batches_in_memory` finds fit, 1000 where samples are small.
+        fisher_batch_size: samples per batch in that default; only `fisher_labels` "batch" depends on it. None:
+            `train_mb_size` for "batch", else what `batches_in_memory` finds fit, 1000 where samples are small.
         likelihood: "categorical", "bernoulli", "gaussian" or a callable; see `diagonal_fisher`. None: the one that the
             criterion is the negative logarithm of, where that is certain: "categorical" for cross-entropy and the
             negative log-likelihood of log-probabilities, "bernoulli" for binary cross-entropy with logits and
             `one_vs_rest_loss`, "gaussian" for the mean squared error. It has to be given for any other criterion, and
             for a strategy that acts in environments unless that says it (`fisher_likelihood()`).
-        step: "gradient" adds the penalty's gradient. "proximal" pulls the parameters to the penalty's centre after the
-            optimizer's step (`proximal_step_`): stable for any lambda; the loss still shows the penalty.
+        curvature: "diagonal" is the paper. "kronecker" keeps how the weights of a layer act together
+            (`kronecker_fisher`, `KroneckerPenalty`) and is Ritter et al. 2018 (arXiv:1805.07810): F_t has a block per
+            layer, which takes in^2 + out^2 numbers in place of in x out. With mode "separate" the sum is exact, and
+            memory and time grow with the number of tasks; with "online" factors are summed, and they do not.
+        damping: added to the diagonal of F, for curvature "kronecker"; see `kronecker_fisher`.
+        penalty_step: "gradient" adds the penalty's gradient. "proximal" pulls the parameters to the penalty's centre
+            after the optimizer's step (`proximal_step_`): stable for any lambda; the loss still shows the penalty. With
+            curvature "kronecker" it needs mode "online" and SGD.
         include: parameters to protect: glob patterns over names, or (name, parameter) -> bool. None: all trainable.
         exclude: parameters to leave out, likewise.
         zero_fisher: what to do about a task whose Fisher is zero everywhere: "warn" and give it no term, or "raise".
@@ -96,8 +118,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     Attributes:
         tasks: how many tasks have ended.
-        penalty: the `QuadraticPenalty`, lambda (and gamma) included.
-        importances: F of the latest task by parameter name, after `normalise`, without lambda.
+        penalty: the `QuadraticPenalty` or `KroneckerPenalty`, lambda (and gamma) included.
+        importances: the diagonal of F of the latest task by parameter name, after `normalise`, without lambda.
         fisher_seconds: wall time of the latest Fisher computation.
         last_penalty: the penalty's value at the latest training step, lambda included; 0-d.
 
@@ -110,18 +132,33 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             or has smaller ones, an optimizer that "proximal" does not know, a meta-learning strategy, a distributed
             run, a second strategy. Later, leaving everything as it was before the hook: a loss or a Fisher that is NaN
             or infinite.
-    """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Refuse Avalanche's arguments with an explanation, which Python's own TypeError would not give."""
-        refuse_avalanche_arguments(args, kwargs)
-        return super().__new__(cls)
+    Example:
+        >>> from avalanche.benchmarks import tensors_benchmark
+        >>> from avalanche.training import Naive
+        >>> from torch import nn
+        >>> tasks = [(torch.randn(40, 4), torch.arange(40) % 2) for _ in range(2)]
+        >>> benchmark = tensors_benchmark(train_tensors=tasks, test_tensors=tasks, task_labels=[0, 0])
+        >>> model = nn.Linear(4, 2)
+        >>> plugin = EWCPlugin(ewc_lambda=100, penalty_step="proximal")
+        >>> plugin
+        EWCPlugin(ewc_lambda=100, penalty_step='proximal')
+        >>> strategy = Naive(
+        ...     model=model,
+        ...     optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        ...     plugins=[plugin],
+        ...     evaluator=None,
+        ... )
+        >>> _ = strategy.train(benchmark.train_stream)
+        >>> plugin.tasks, {name: tuple(fisher.shape) for name, fisher in plugin.importances.items()}
+        (2, {'weight': (2, 4), 'bias': (2,)})
+    """
 
     def __init__(
         self,
         *,
         ewc_lambda: float,
-        labels: Labels = "exact",
+        fisher_labels: Labels = "exact",
         importance: Literal["fisher", "uniform"] = "fisher",
         mode: Literal["separate", "online"] = "separate",
         gamma: float = 1.0,
@@ -132,7 +169,9 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         fisher_data: Callable[[Any], Iterable[Any]] | None = None,
         fisher_batch_size: int | None = None,
         likelihood: GivenLikelihood = None,
-        step: Literal["gradient", "proximal"] = "gradient",
+        curvature: Curvature = "diagonal",
+        damping: float = 0.0,
+        penalty_step: Literal["gradient", "proximal"] = "gradient",
         include: Selection | None = None,
         exclude: Selection | None = None,
         zero_fisher: Literal["warn", "raise"] = "warn",
@@ -140,7 +179,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
     ):
         super().__init__()
         check_number("ewc_lambda", ewc_lambda, low=0)
-        check_choice("labels", labels, get_args(Labels))
+        check_choice("fisher_labels", fisher_labels, get_args(Labels))
         check_choice("importance", importance, ("fisher", "uniform"))
         check_choice("mode", mode, ("separate", "online"), " (Huszar's version: mode='online', gamma=1.0)")
         check_number("gamma", gamma, low=0, high=1, open_low=True)
@@ -156,11 +195,19 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         check_count("fisher_batch_size", fisher_batch_size, none="what fits")
         if likelihood is not None:
             make_likelihood(likelihood)
-        check_choice("step", step, ("gradient", "proximal"))
+        check_choice("penalty_step", penalty_step, ("gradient", "proximal"))
+        check_curvature(
+            curvature,
+            damping=damping,
+            fisher_labels=fisher_labels,
+            importance=importance,
+            mode=mode,
+            penalty_step=penalty_step,
+        )
         check_choice("zero_fisher", zero_fisher, ("warn", "raise"))
         check_seed("seed", seed)
         self.ewc_lambda = ewc_lambda
-        self.labels = labels
+        self.fisher_labels = fisher_labels
         self.importance = importance
         self.mode, self.gamma, self.normalise = mode, gamma, normalise
         self.revisits, self.protect = revisits, protect
@@ -168,12 +215,13 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self.fisher_data = fisher_data
         self.fisher_batch_size = fisher_batch_size
         self.likelihood = likelihood
-        self.step = step
+        self.curvature, self.damping = curvature, damping
+        self.penalty_step = penalty_step
         self.include = check_selection("include", include)
         self.exclude = check_selection("exclude", exclude)
         self.zero_fisher, self.seed = zero_fisher, seed
-        self.penalty = QuadraticPenalty()
-        self._terms: dict[int, QuadraticPenalty] = {}  # by task label, with revisits="replace"
+        self.penalty: Any = make_penalty(curvature)
+        self._terms: dict[int, Penalty] = {}  # by task label, with revisits="replace"
         self.tasks = 0
         self.importances: dict[str, Tensor] = {}
         self.fisher_seconds = 0.0
@@ -188,6 +236,8 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._idle: dict[str, Tensor] = {}  # the others, between before_backward and after_backward
         self._idle_value: Tensor | None = None  # their part of the penalty, and its constant
 
+    __repr__ = repr_of_arguments
+
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse runs that EWC cannot serve."""
         refuse_distributed("EWC")
@@ -200,36 +250,56 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Check that penalty, model, criterion and optimizer fit together; warn of settings that are known to fail."""
-        check_use(strategy, self)
+        check_number("ewc_lambda", self.ewc_lambda, low=0)
         begins = not is_part(strategy.experience) or strategy.experience.is_first_subexp
         if begins:
             self._active = self._idle_value = None  # of an experience that an error ended
-            self._unchecked = self.importance == "fisher"
-        warned: dict[str, Callable[[], bool]] = {"sum": lambda: warn_if_sum(strategy)}
-        if self.step == "gradient":
-            warned["unstable"] = lambda: warn_if_unstable(self.penalty, strategy.optimizer, strategy.model)
-        if begins and not is_regression(strategy, self.likelihood):
-            warned["classes"] = lambda: warn_if_class_incremental(self._classes, current_task(strategy))
-        self._warned.update(name for name, now in warned.items() if name not in self._warned and now())
+        check_number("ewc_lambda", self.ewc_lambda, low=0)  # it may have been set since
+        parameters = dict(strategy.model.named_parameters())
+        select(parameters, self.include, self.exclude)
+        self.penalty.check(parameters)
+        if self.revisits == "replace" and not isinstance(strategy, ActsInEnvironments):
+            check_labels_differ(current_task(strategy).experiences[0])
+        if self.importance == "fisher":
+            self._likelihood(strategy)
+            acts = isinstance(strategy, ActsInEnvironments) and self.fisher_data is None
+            if acts and self.fisher_labels in ("empirical", "batch"):
+                raise ValueError(
+                    f"fisher_labels={self.fisher_labels!r} needs targets, of which {type(strategy).__name__} has none: "
+                    "use fisher_labels='exact' or 'sampled'"
+                )
+            if self.fisher_labels != "batch":
+                refuse_batch_statistics(strategy.model)
+            self._unchecked = begins
+        if self.penalty_step == "proximal":
+            check_proximal(self.penalty, strategy.optimizer)
+        elif "unstable" not in self._warned and warn_if_unstable(self.penalty, strategy.optimizer, parameters):
+            self._warned.add("unstable")
+        if "sum" not in self._warned and warn_if_sum(strategy):
+            self._warned.add("sum")
+        of_classes = begins and "classes" not in self._warned and not is_regression(strategy, self.likelihood)
+        if of_classes and warn_if_class_incremental(self._classes, current_task(strategy)):
+            self._warned.add("classes")
         note_owner(strategy, self)
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Look at a task's first mini-batch: what the Fisher would refuse later is refused here."""
         if self._unchecked:
             own_data = self.fisher_data is not None
-            likelihood = self.likelihood_for(strategy)
-            check_first_batch(strategy, labels=self.labels, likelihood=likelihood, own_data=own_data)
+            check_first_batch(
+                strategy, labels=self.fisher_labels, likelihood=self._likelihood(strategy), own_data=own_data
+            )
             self._unchecked = False
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Add the penalty to `strategy.loss`; with step="proximal" its value only, no gradient."""
+        """Add the penalty to `strategy.loss`; with penalty_step="proximal" its value only, no gradient."""
         parameters = dict(strategy.model.named_parameters())
         if self._active is None:
             used = leaves(strategy.loss)
             self._active = {name for name, p in parameters.items() if id(p) in used}
             self._idle_value = None
         self._idle = {name: p for name, p in parameters.items() if name not in self._active}
-        with torch.set_grad_enabled(self.step == "gradient"):
+        with torch.set_grad_enabled(self.penalty_step == "gradient"):
             value = self._value(parameters, self._active)
         loss = strategy.loss + value
         check_loss(strategy, loss, hint=_DIVERGED)
@@ -242,21 +312,20 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         self._idle = {}
         if not late:
             return
-        if self.step == "gradient":
-            self.penalty.add_gradient_(late, names=late)
+        if self.penalty_step == "gradient":
+            self.penalty.add_gradient_(dict(strategy.model.named_parameters()), names=late)
         self._active = (self._active or set()) | late.keys()
         self._idle_value = None
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        """With step="proximal": pull the parameters to the centre after the optimizer's step."""
-        if self.step == "proximal" and self.penalty.precision:
-            proximal_step_(self.penalty, strategy.optimizer, dict(strategy.model.named_parameters()))
+        """Pull the parameters to the centre after the optimizer's step, with penalty_step="proximal"."""
+        if self.penalty_step == "proximal":
+            pull_(self.penalty, strategy.optimizer, dict(strategy.model.named_parameters()))
 
     def _value(self, parameters: Mapping[str, Tensor], active: set[str]) -> Tensor:
         """The whole penalty, differentiable in the active parameters; the idle ones' part is computed once."""
         if self._idle_value is None:
-            idle = [name for name in self.penalty.precision if name not in active]
-            self._idle_value = self.penalty.distance(parameters, idle).detach() + self.penalty.constant
+            self._idle_value = self.penalty.distance_without(parameters, active).detach() + self.penalty.constant
         return self.penalty.distance(parameters, active) + self._idle_value
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -283,32 +352,57 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         parameters = dict(strategy.model.named_parameters())
         generator = copied_generator(self._generator, self.seed)  # an error leaves ours as it was
         started = perf_counter()
-        importances = measure(strategy, self, task, generator, self._active)
-        if zero := is_zero(importances):
+        fisher = self._measured(strategy, task, parameters, generator)
+        if zero := is_zero(diagonal_of(fisher)):
             why = why_zero(experience_name(strategy), self.max_samples)
             if self.zero_fisher == "raise":
                 raise ValueError(why)
-            warn(f"{why}; it gets no term. zero_fisher='raise' makes this an error", UserWarning, stacklevel=2)
+            warnings.warn(f"{why}; it gets no term. zero_fisher='raise' makes this an error", UserWarning, stacklevel=2)
         elif self.normalise:
-            importances = normalised(importances)
+            fisher = with_mean_one(fisher)
         seconds = perf_counter() - started
         if self.mode == "online":
-            self.penalty.recentre(importances, parameters, scale=self.ewc_lambda, decay=self.gamma)
+            self.penalty.recentre(fisher, parameters, scale=self.ewc_lambda, decay=self.gamma)
         elif self.revisits == "replace" and not zero:
-            term = QuadraticPenalty()
-            term.merge(importances, parameters, scale=self.ewc_lambda)
+            term: Any = make_penalty(self.curvature)
+            term.merge(fisher, parameters, scale=self.ewc_lambda)
             label = _label(strategy, task, self.tasks)
             # The latest is last: parameters only grow, and folding takes the smaller shapes first.
             terms = {other: t for other, t in self._terms.items() if other != label} | {label: term}
-            self.penalty, self._terms = _folded(terms.values()), terms
+            self.penalty, self._terms = type(self.penalty).joined(terms.values()), terms
         elif not zero:
-            self.penalty.merge(importances, parameters, scale=self.ewc_lambda)
+            self.penalty.merge(fisher, parameters, scale=self.ewc_lambda)
         self.tasks += 1
-        self.importances, self.fisher_seconds, self._generator = importances, seconds, generator
+        self.importances, self.fisher_seconds, self._generator = dict(diagonal_of(fisher)), seconds, generator
         self._active = self._idle_value = None
 
-    def likelihood_for(self, strategy: Any) -> Likelihood:
-        """Return the likelihood given, or else the criterion's, which the log says once."""
+    def _measured(self, strategy: Any, task: Task, parameters: Mapping[str, Any], generator: torch.Generator) -> Any:
+        protected = select(parameters, self.include, self.exclude)
+        if self.importance == "uniform":  # a head that no sample went through belongs to another task
+            active = protected.keys() if self._active is None else self._active
+            return uniform_importances({n: p for n, p in protected.items() if n in active})
+        return measured(
+            self.curvature,
+            strategy.model,
+            self._batches(strategy, task),
+            protected,
+            damping=self.damping,
+            labels=self.fisher_labels,
+            likelihood=self._likelihood(strategy),
+            max_samples=self.max_samples,
+            generator=generator,
+        )
+
+    def _batches(self, strategy: Any, task: Task) -> Iterable[Any]:
+        if self.fisher_data is not None:
+            return self.fisher_data(strategy)
+        if isinstance(strategy, ActsInEnvironments):
+            return strategy.fisher_batches()
+        size = self.fisher_batch_size or (strategy.train_mb_size if self.fisher_labels == "batch" else None)
+        batches = batches_in_memory(task.dataset, size)  # in the eval transform group: no augmentation
+        return without_attributes(batches, task_labels=hasattr(task.experiences[0], "task_labels"))
+
+    def _likelihood(self, strategy: Any) -> Likelihood:
         likelihood = strategy_likelihood(strategy, self.likelihood)
         name = type(likelihood).__name__.lower()
         if self.likelihood is None and name != self._said_likelihood and not isinstance(strategy, ActsInEnvironments):
@@ -322,6 +416,7 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
             "mode": self.mode,
             "gamma": float(self.gamma),
             "revisits": self.revisits,
+            "curvature": self.curvature,
             "penalty": self.penalty.state_dict(),
             "terms": {label: term.state_dict() for label, term in self._terms.items()},
             "tasks": self.tasks,
@@ -339,18 +434,19 @@ class EWCPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[c
         """Take the state of `state_dict()`. Names and shapes are checked against the model before the next training.
 
         Raises:
-            ValueError: entries are missing or unknown, the state is of another mode, gamma or revisits, or an entry is
-                not what it should be; it is named. The plugin is then as before.
+            ValueError: entries are missing or unknown, the state is of another mode, gamma, revisits or curvature, or
+                an entry is not what it should be; it is named. The plugin is then as before.
         """
-        found = read_state(state, {"mode": self.mode, "gamma": float(self.gamma), "revisits": self.revisits})
+        settings = ("mode", "gamma", "revisits", "curvature")
+        found = read_state(state, {name: getattr(self, name) for name in settings})
         public = ("penalty", "tasks", "importances", "fisher_seconds", "last_penalty")
         new = {name if name in public else f"_{name}": value for name, value in found.items()}
         self.__dict__.update(new, _idle_value=None)  # at once: an interrupt leaves no half of it
 
 
 _DIVERGED = (
-    "Lower the learning rate; if EWC's penalty, which is part of it, has diverged, step='proximal' is stable for any "
-    "ewc_lambda"
+    "Lower the learning rate; if EWC's penalty, which is part of it, has diverged, penalty_step='proximal' is stable "
+    "for any ewc_lambda"
 )
 
 
@@ -359,10 +455,3 @@ def _label(strategy: Any, task: Task, number: int) -> int:
     if isinstance(strategy, ActsInEnvironments):
         return int(strategy.label)
     return task.labels[0] if len(task.labels) == 1 else -1 - number
-
-
-def _folded(terms: Iterable[QuadraticPenalty]) -> QuadraticPenalty:
-    whole = QuadraticPenalty()
-    for term in terms:
-        whole.merge(term.precision, term.centre)
-    return whole

@@ -30,7 +30,7 @@ def proximal_step_(penalty: QuadraticPenalty, optimizer: Optimizer, parameters: 
     Raises:
         ValueError: the optimizer is none of these, or maximises; a protected parameter is missing or has shrunk.
     """
-    inverse = inverse_preconditioner(optimizer, option="step")
+    inverse = inverse_preconditioner(optimizer, option="penalty_step")
     penalty.check(parameters)
     names = {id(parameters[name]): name for name in penalty.precision}
     for group in optimizer.param_groups:

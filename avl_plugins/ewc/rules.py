@@ -32,6 +32,26 @@ def register_fisher_rule(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule
 
     A rule is checked against the definition on the first two samples it sees, and not used where it is wrong, for
     example because the model also uses the layer's weight outside the layer.
+
+    Args:
+        *layer_types: classes of layers; subclasses are not meant.
+
+    Raises:
+        TypeError: one is no class of `nn.Module`.
+
+    Example:
+        >>> class Scale(nn.Module):
+        ...     def __init__(self, features):
+        ...         super().__init__()
+        ...         self.factor = nn.Parameter(torch.ones(features))
+        ...
+        ...     def forward(self, x):
+        ...         return x * self.factor
+        >>> @register_fisher_rule(Scale)
+        ... def scale(layer, x, g):
+        ...     return {"factor": (g * x).square().sum((0, 1))}
+        >>> find_rule(Scale(3)) is scale
+        True
     """
     for layer_type in layer_types:
         if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):

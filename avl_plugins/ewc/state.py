@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avl_plugins.ewc.penalty import QuadraticPenalty
+from avl_plugins.ewc.curvature import Penalty, make_penalty
 from avl_plugins.tasks.states import COUNT, Entry, check_entries, is_number, list_of
 
 
@@ -20,6 +20,8 @@ def read_state(state: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an entry is missing, unknown, not what it should be or, of a setting, another one; it is named.
     """
+    if isinstance(state, Mapping):
+        state = {"curvature": "diagonal", **state}  # states from before there was another
     anything: Entry = ("anything", lambda value: True)
     check_entries("EWCPlugin", state, {**dict.fromkeys(settings, anything), **_ENTRIES})
     for name, value in settings.items():
@@ -29,8 +31,8 @@ def read_state(state: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
                 "same"
             )
     return {
-        "penalty": _penalty("penalty", state["penalty"]),
-        "terms": {label: _penalty("terms", term) for label, term in state["terms"].items()},
+        "penalty": _penalty("penalty", state["penalty"], state["curvature"]),
+        "terms": {label: _penalty("terms", term, state["curvature"]) for label, term in state["terms"].items()},
         "tasks": state["tasks"],
         "importances": {name: f.detach().clone() for name, f in state["importances"].items()},
         "fisher_seconds": float(state["fisher_seconds"]),
@@ -43,8 +45,8 @@ def read_state(state: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _penalty(entry: str, state: Any) -> QuadraticPenalty:
-    penalty = QuadraticPenalty()
+def _penalty(entry: str, state: Any, curvature: str) -> Penalty:
+    penalty = make_penalty(curvature)
     try:
         penalty.load_state_dict(state)
     except ValueError as error:

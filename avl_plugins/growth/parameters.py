@@ -40,12 +40,12 @@ def grow_parameter(
     set, and hooks registered on the old tensor are not carried over.
 
     Args:
-        model: The module that `name` is looked up in.
-        name: Qualified name, as in `model.named_parameters()`, for example `"fc1.weight"`.
-        shape: The new shape, as many dimensions as the parameter has, none smaller.
-        init: The new values: a tensor of the new shape, or a function that fills such a tensor in place
+        model: the module that `name` is looked up in.
+        name: qualified name, as in `model.named_parameters()`, for example `"fc1.weight"`.
+        shape: the new shape, as many dimensions as the parameter has, none smaller.
+        init: the new values: a tensor of the new shape, or a function that fills such a tensor in place
             (`torch.nn.init.zeros_`) or returns one. What it puts in the old block is overwritten.
-        owner: Who trains the parameter: an Avalanche strategy (its optimizer and its `optimized_param_id`, by which
+        owner: who trains the parameter: an Avalanche strategy (its optimizer and its `optimized_param_id`, by which
             `make_optimizer()` recognises parameters, both follow), a bare optimizer, or None where no optimizer
             has been built yet.
 
@@ -58,6 +58,16 @@ def grow_parameter(
             the optimizer keeps a state tensor of another shape, which cannot be padded. Nothing has changed then.
         TypeError: If `shape` holds something else than integers, `init` is no tensor or function, or `owner` is neither
             a strategy, nor an optimizer, nor None.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from avl_plugins.growth import grow_parameter
+        >>> layer = nn.Linear(3, 2)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+        >>> weight = grow_parameter(layer, "weight", (4, 3), init=nn.init.zeros_, owner=optimizer)
+        >>> weight.shape, weight is layer.weight, weight is optimizer.param_groups[0]["params"][0]
+        (torch.Size([4, 3]), True, True)
     """
     if not isinstance(init, Tensor):
         check_callable("init", init, "that fills a tensor in place or returns one, or a tensor")

@@ -100,17 +100,17 @@ class _AfterScholar(PluginMetric[Any]):
         return self.value
 
     def before_training_exp(self, strategy: Any) -> None:
-        """Say early that there is nothing to measure."""
+        """Refuse a strategy that has no `DGRPlugin`."""
         find_plugin(strategy, DGRPlugin, "replay_metrics")
 
     def after_training_exp(self, strategy: Any) -> Any:
-        """Measure, where a task has ended and there is a scholar."""
+        """Measure the scholar, if a task has ended and there is one."""
         plugin = find_plugin(strategy, DGRPlugin, "replay_metrics")
         scholar = plugin.scholar if plugin.parts == 0 else None
         return None if scholar is None else self.measure(strategy, plugin, scholar)
 
     def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> MetricValue | list[MetricValue] | None:
-        """Return the metric's values."""
+        """Return the metric's values of a scholar."""
         raise NotImplementedError
 
     def _log(self, strategy: Any, value: Any, name: str | None = None) -> MetricValue:
@@ -144,7 +144,7 @@ class ReplayImages(_AfterScholar):
                 )
 
     def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> MetricValue | None:
-        """Draw the grid, if the inputs are images."""
+        """Draw a grid of replayed inputs, if they are images."""
         x = scholar.source(64, _generator())
         x = x if self.shape is None else x.reshape(len(x), *self.shape)
         if x.dim() != 4 or x.shape[1] not in (1, 3):
@@ -166,7 +166,7 @@ class ReplayClasses(_AfterScholar):
         self.classifier, self.samples = classifier, samples
 
     def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> list[MetricValue]:
-        """Count."""
+        """Count the classes of replayed inputs."""
         answers = scholar.sample(self.samples, _generator(), device=strategy.device)
         found: Any = answers.classes() if self.classifier is None else self.classifier(answers.x)
         if found is None or not plugin.classes:  # values have no classes, and maps more than one
@@ -187,7 +187,7 @@ class GeneratorLosses(_AfterScholar):
     name = "dgr/GeneratorLosses"
 
     def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> list[MetricValue]:
-        """Log the losses of this experience."""
+        """Log the generator's losses of this experience."""
         self.value = losses = plugin.generator_losses
         if not losses:
             return []
@@ -208,7 +208,7 @@ class ReplayDistance(_AfterScholar):
         self.samples = samples
 
     def measure(self, strategy: Any, plugin: DGRPlugin, scholar: Scholar) -> MetricValue | list[MetricValue]:
-        """Train the classifier, and measure."""
+        """Train the small classifier, and measure the distance in its features."""
         last = current_task(strategy).experiences[-1]
         stream = last.origin_stream[: last.current_experience + 1]
         columns = [dataset_tensors(experience.dataset.eval()) for experience in stream]

@@ -43,7 +43,7 @@ class Laterals:
     Args:
         adapter: "mlp", "linear" or None.
         reduction: V is maps / reduction wide (see `reduced_width`).
-        alpha_init: First value of the scalars alpha.
+        alpha_init: first value of the scalars alpha.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -76,12 +76,12 @@ class LinearAdapter(nn.Module):
     into a convolution. It has no bias; the layer has one.
 
     Args:
-        layer: The `Linear` or `Conv1d/2d/3d` whose output it is added to.
-        sources: The features of the earlier columns, oldest first.
+        layer: the `Linear` or `Conv1d/2d/3d` whose output it is added to.
+        sources: the features of the earlier columns, oldest first.
 
     Shapes:
-        input: one tensor a column, (B, maps, *space) into convolutions, (B, ..., maps * positions) into linear layers;
-        or fewer tensors that are such features, concatenated. output: that of `layer`.
+        input: one tensor per column, (B, maps, *space) into convolutions, (B, ..., maps * positions) into linear
+        layers; or fewer tensors that are such features, concatenated. output: that of `layer`.
     """
 
     def __init__(self, layer: nn.Module, sources: Sequence[Source]) -> None:
@@ -104,13 +104,13 @@ class MLPAdapter(nn.Module):
 
     The paper is not of one mind about the width of V (n_i in the text, n_{i-1} in the formula), has no biases in its
     equation and calls alpha a learned scalar, without saying whether there is one for each column. Here there is
-    one a column, V has a bias and U has none. The scaling is applied to V's columns, which is the same and cheaper.
+    one per column, V has a bias and U has none. The scaling is applied to V's columns, which is the same and cheaper.
 
     Args:
-        layer: The `Linear` or `Conv1d/2d/3d` whose output it is added to.
-        sources: The features of the earlier columns, oldest first.
-        reduced: Width of V.
-        alpha_init: First value of every alpha.
+        layer: the `Linear` or `Conv1d/2d/3d` whose output it is added to.
+        sources: the features of the earlier columns, oldest first.
+        reduced: width of V.
+        alpha_init: first value of every alpha.
     """
 
     def __init__(self, layer: nn.Module, sources: Sequence[Source], *, reduced: int, alpha_init: float) -> None:

@@ -19,9 +19,9 @@ class Stage(nn.Module):
     """h_i = after(layer(h_{i-1}) + lateral(h_{i-1} of the earlier columns)).
 
     Attributes:
-        layer: The affine layer.
-        after: What follows it up to the next one: activation, pooling, normalisation, dropout, flatten.
-        lateral: The adapter, or None.
+        layer: the affine layer.
+        after: what follows it up to the next one: activation, pooling, normalisation, dropout, flatten.
+        lateral: the adapter, or None.
     """
 
     def __init__(self, layer: nn.Module, after: Sequence[nn.Module] = ()) -> None:
@@ -49,7 +49,7 @@ class Column(nn.Module):
 
     Args:
         layers: `Linear` and `Conv1d/2d/3d` with what stands before and between them.
-        features: Number of features that the head reads; None where the last affine layer is linear.
+        features: number of features that the head reads; None where the last affine layer is linear.
 
     Raises:
         TypeError: If it is no `nn.Sequential`, or holds a module that cannot be cut (a block with affine layers
@@ -57,9 +57,9 @@ class Column(nn.Module):
         ValueError: If it has no affine layer, `features` is needed, or it would change its input in place.
 
     Attributes:
-        label: Task label, None before it has one.
-        classes: Labels of the task's classes. The head has max(classes) + 1 outputs; those between are masked.
-        frozen: Whether it is kept as it is.
+        label: task label, None before it has one.
+        classes: labels of the task's classes. The head has max(classes) + 1 outputs; those between are masked.
+        frozen: whether it is kept as it is.
     """
 
     def __init__(self, layers: nn.Sequential, *, features: int | None = None) -> None:
@@ -142,7 +142,7 @@ class Column(nn.Module):
         return logits if absent is None else logits.masked_fill(absent, MASK)
 
     def freeze(self, frozen: bool = True) -> None:
-        """Freeze it: no gradients, evaluation mode; or make it trainable (the caller sets the mode)."""
+        """Freeze the column: no gradients, evaluation mode; or make it trainable (the caller sets the mode)."""
         self.frozen = frozen
         for parameter in self.parameters():
             parameter.requires_grad_(not frozen)

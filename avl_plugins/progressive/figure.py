@@ -24,12 +24,20 @@ def sensitivity_figure(
     AFS(i, j, m), on one scale for each row. matplotlib is imported here and not before.
 
     Args:
-        sensitivity: What `average_fisher_sensitivity` or `average_perturbation_sensitivity` returned.
-        layers: Names of the depths.
-        columns: Names of the columns.
+        sensitivity: what `average_fisher_sensitivity` or `average_perturbation_sensitivity` returned.
+        layers: names of the depths.
+        columns: names of the columns.
 
     Raises:
         ValueError: If there are not as many names as depths or columns.
+
+    Example:
+        >>> import torch
+        >>> from avl_plugins.progressive import FisherSensitivity, sensitivity_figure
+        >>> fisher = {(0, 0): torch.ones(2), (0, 1): torch.ones(2)}
+        >>> figure = sensitivity_figure(FisherSensitivity(1, "layer", fisher, means=fisher), columns=["pong", "soup"])
+        >>> [panel.get_title() for panel in figure.axes]
+        ['pong', 'soup']
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure

@@ -17,8 +17,8 @@ class ColumnMaker:
     """Makes the columns: copies of one with new weights, or what a function of the index returns.
 
     Args:
-        column: An `nn.Sequential`, a copy of which is the first column, or a function of the column's index.
-        features: Number of features that the head reads, where the last affine layer is a convolution, or a function.
+        column: an `nn.Sequential`, a copy of which is the first column, or a function of the column's index.
+        features: number of features that the head reads, where the last affine layer is a convolution, or a function.
 
     Raises:
         TypeError: If `column` is neither, or `features` no integer.

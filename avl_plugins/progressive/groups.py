@@ -17,8 +17,8 @@ def join_groups(network: Any, optimizer: Optimizer) -> None:
     of one layer are in different groups.
 
     Args:
-        network: A `ProgressiveNetwork`.
-        optimizer: Its parameters in several groups, as they were made for the first column.
+        network: a `ProgressiveNetwork`.
+        optimizer: its parameters in several groups, as they were made for the first column.
 
     Raises:
         ValueError: If no group has a parameter to go by. Nothing has changed then.

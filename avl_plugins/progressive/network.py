@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from avl_plugins.data.serving import Given, Served
+from avl_plugins.growth.seeds import drawn_from
 from avl_plugins.progressive.adapters import Adapter, Laterals, concatenated, feature_dim
 from avl_plugins.progressive.column import Column
 from avl_plugins.progressive.fresh import ColumnMaker
 from avl_plugins.progressive.frozen import given_for
 from avl_plugins.progressive.single_task import SingleTaskNetwork, Tap, run_columns
 from avl_plugins.progressive.state import grow_to, shape_of
-from avl_plugins.tasks.arguments import check_flag
+from avl_plugins.tasks.arguments import check_flag, check_seed
 from avl_plugins.tasks.copies import copy_module
 from avl_plugins.tasks.labels import (
     check_labels_differ,
@@ -46,19 +47,21 @@ class ProgressiveNetwork(TaskNetwork):
     costs several times the columns themselves.
 
     Args:
-        column: The layers of a column without the output head, `nn.Sequential(nn.Linear(784, 400), nn.ReLU(), ...)`. A
+        column: the layers of a column without the output head, `nn.Sequential(nn.Linear(784, 400), nn.ReLU(), ...)`. A
             copy of it is the first column, and later ones are copies with new weights. Or a function of the
             column's index that returns one, for columns of different width.
         adapter: "mlp", "linear" or None.
         reduction: V is n / reduction wide, n the maps or units of the layer that it reads, rounded up, and not below
             min(n, 8).
-        alpha_init: First value of the learned scalars alpha; the paper searched 1, 0.1 and 0.01.
-        features: Number of features that the head reads, where the last affine layer is a convolution; or a function of
+        alpha_init: first value of the learned scalars alpha; the paper searched 1, 0.1 and 0.01.
+        features: number of features that the head reads, where the last affine layer is a convolution; or a function of
             the column's index that returns it.
-        retrain: Train a task's own column again when its label comes back with no other classes. Columns after it
+        retrain: train a task's own column again when its label comes back with no other classes. Columns after it
             read its features, and what they give will change. False: an error.
-        unseen: What to do in evaluation for a task label never trained on: "constant" logits, with a warning for
+        unseen: what to do in evaluation for a task label never trained on: "constant" logits, with a warning for
             each label, or "raise" a ValueError.
+        seed: of the weights of new columns, adapters and heads, which a column's number and this determine. None:
+            torch's global generator.
 
     Shapes:
         input (B, ...) and task labels, an int or (B,); output (B, classes of the task's head). A batch of several tasks
@@ -71,8 +74,20 @@ class ProgressiveNetwork(TaskNetwork):
         TypeError: If `column` cannot be cut into layers, or an argument is of another kind.
 
     Attributes:
-        columns: The `Column`s. There is one before the first task, so that an optimizer can be made.
-        labels: Task labels in the order of the columns.
+        columns: the `Column`s. There is one before the first task, so that an optimizer can be made.
+        labels: task labels in the order of the columns.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from avl_plugins.progressive import ProgressiveNetwork
+        >>> network = ProgressiveNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU()))
+        >>> for label, classes in ((0, 3), (7, 2)):
+        ...     column = network.add_task(label, classes)
+        >>> network.labels, [column.frozen for column in network.columns]
+        ([0, 7], [True, False])
+        >>> network(torch.randn(5, 4), 7).shape
+        torch.Size([5, 2])
     """
 
     def __init__(
@@ -85,14 +100,17 @@ class ProgressiveNetwork(TaskNetwork):
         features: int | Callable[[int], int] | None = None,
         retrain: bool = False,
         unseen: str = "constant",
+        seed: int | None = None,
     ) -> None:
         super().__init__(unseen=unseen)
         check_flag("retrain", retrain)
+        check_seed("seed", seed, none="torch's global generator")
         self.laterals = Laterals(adapter, reduction, alpha_init)
-        self.retrain = retrain
+        self.retrain, self.seed = retrain, seed
         self._given: Given | None = None
         self._make = ColumnMaker(column, features)
-        self.columns = nn.ModuleList([self._make(0)])
+        with drawn_from(seed, "first column"):
+            self.columns = nn.ModuleList([self._make(0)])
 
     part = "column"
 
@@ -106,12 +124,12 @@ class ProgressiveNetwork(TaskNetwork):
         """Task labels in the order of the columns."""
         return [column.label for column in self._columns() if column.label is not None]
 
-    def add_column(self, label: int, classes: int | Sequence[int]) -> Column:
+    def add_task(self, label: int, classes: int | Sequence[int]) -> Column:
         """Freeze all columns and add one for the task `label`, with a head for its classes.
 
         Args:
-            label: Task label, not in `labels`.
-            classes: Number of classes, or their labels, of which the largest + 1 is the number of outputs.
+            label: task label, not in `labels`.
+            classes: number of classes, or their labels, of which the largest + 1 is the number of outputs.
 
         Raises:
             ValueError: If there is a column for `label`, there are no classes, or a function given as `column` returns
@@ -122,16 +140,9 @@ class ProgressiveNetwork(TaskNetwork):
         if label in self.labels:
             raise ValueError(f"label: there is a column for task {label} already; the tasks so far are {self.labels}")
         earlier, first = self._columns() if self.labels else [], next(self.parameters())
-        if earlier:
-            column = self._make(len(earlier))
-            in_use = {id(tensor) for tensor in (*self.parameters(), *self.buffers())}
-            if any(id(tensor) in in_use for tensor in (*column.parameters(), *column.buffers())):
-                raise ValueError("column: the function has returned layers of an earlier column; have it make new ones")
-            column.to(first)
-            column.connect(earlier, self.laterals)
-        else:
-            column = self._columns()[0]
-        column.add_head(label, wanted, earlier, self.laterals)
+        with drawn_from(self.seed, f"task {len(earlier)}"):
+            column = self._next_column(earlier) if earlier else self._columns()[0]
+            column.add_head(label, wanted, earlier, self.laterals)
         column.to(first)
         for other in earlier:
             other.freeze()
@@ -141,6 +152,11 @@ class ProgressiveNetwork(TaskNetwork):
         self.known_train_tasks_labels = set(self.labels)
         self.max_class_label: int = max(self.max_class_label, wanted[-1] + 1)
         return column
+
+    def add_column(self, label: int, classes: int | Sequence[int]) -> Column:
+        """Do what `add_task` does; deprecated."""
+        warnings.warn("ProgressiveNetwork.add_column is called add_task now", DeprecationWarning, stacklevel=2)
+        return self.add_task(label, classes)
 
     def adaptation(self, experience: Any) -> None:
         """In training, add a column for a new task label; in evaluation, change nothing."""
@@ -152,7 +168,7 @@ class ProgressiveNetwork(TaskNetwork):
         else:
             if not self.labels and not self.retrain:
                 check_labels_differ(experience)
-            self.add_column(label, experience_classes(experience))
+            self.add_task(label, experience_classes(experience))
         self.note_training_on(label, experience)
 
     def train(self, mode: bool = True) -> Self:
@@ -167,9 +183,9 @@ class ProgressiveNetwork(TaskNetwork):
         """Return the logits (B, classes of the task's head).
 
         Args:
-            x: The inputs (B, ...).
-            task_label: The task.
-            tap: Called with column, depth and every h_i^j on the way, and returns what is used in its place. With it
+            x: the inputs (B, ...).
+            task_label: the task.
+            tap: called with column, depth and every h_i^j on the way, and returns what is used in its place. With it
                 frozen columns are part of the graph, without it they run without gradients.
         """
         if task_label not in self.labels:
@@ -237,6 +253,16 @@ class ProgressiveNetwork(TaskNetwork):
 
     def _columns(self) -> list[Column]:
         return list(self.columns)  # type: ignore[arg-type]
+
+    def _next_column(self, earlier: Sequence[Column]) -> Column:
+        """Make a column that is connected to the earlier ones."""
+        column = self._make(len(earlier))
+        in_use = {id(tensor) for tensor in (*self.parameters(), *self.buffers())}
+        if any(id(tensor) in in_use for tensor in (*column.parameters(), *column.buffers())):
+            raise ValueError("column: the function has returned layers of an earlier column; have it make new ones")
+        column.to(next(self.parameters()))
+        column.connect(earlier, self.laterals)
+        return column
 
     def _train_again(self, label: int, classes: Sequence[int]) -> None:
         if not self.retrain:

@@ -51,10 +51,17 @@ class PerturbationSensitivity:
     """Average Perturbation Sensitivity of one task. Depths i and columns j are counted from 0.
 
     Attributes:
-        label: The task.
-        score: Without noise.
+        label: the task.
+        score: without noise.
         noise: (sigma_i^j)^2, tensor (depths, columns), float64; infinite where no noise takes the score down.
-        means: Mean activations of the maps over the data, by (i, j): tensors (maps,), float64.
+        means: mean activations of the maps over the data, by (i, j): tensors (maps,), float64.
+
+    Example:
+        >>> import torch
+        >>> from avl_plugins.progressive import PerturbationSensitivity
+        >>> noise = torch.tensor([[1.0, 0.25]], dtype=torch.float64)
+        >>> PerturbationSensitivity(label=1, score=0.4, noise=noise, means={}).layers
+        tensor([[0.2000, 0.8000]], dtype=torch.float64)
     """
 
     label: int
@@ -106,16 +113,16 @@ def average_perturbation_sensitivity(
     through the data, or what `data` returns. Variances are those of the activations without noise.
 
     Args:
-        network: A trained network.
-        data: Yields (x, y), (x, y, ..., t) or mappings with "x" and "y", the task's, which are kept and gone through
+        network: a trained network.
+        data: yields (x, y), (x, y, ..., t) or mappings with "x" and "y", the task's, which are kept and gone through
             many times; or a function that is given the task's forward pass, x -> logits, and returns a score, 0 being
             that of an untrained network (an accuracy minus chance, a return minus a random policy's).
-        label: The task.
-        drop: Share of the score that is lost at the level looked for; the paper's 0.5.
-        repeats: Evaluations that are averaged at each level.
-        tolerance: Levels (sigma^2) are found to this relative precision.
-        largest: Largest sigma^2 tried, in variances of the activation. Where the score holds, Lambda is 0.
-        generator: For the noise, which is drawn on its device. None makes a CPU one from `torch.initial_seed()`.
+        label: the task.
+        drop: share of the score that is lost at the level looked for; the paper's 0.5.
+        repeats: evaluations that are averaged at each level.
+        tolerance: levels (sigma^2) are found to this relative precision.
+        largest: largest sigma^2 tried, in variances of the activation. Where the score holds, Lambda is 0.
+        generator: for the noise, which is drawn on its device. None makes a CPU one from `torch.initial_seed()`.
 
     Returns:
         The sensitivities, with noise levels and precisions.
@@ -124,6 +131,19 @@ def average_perturbation_sensitivity(
         ValueError: If an argument is out of range, there is no column for `label`, no sample, samples of another task,
             or a score without noise that is not positive; if the score is low at any level of noise.
         TypeError: If an argument or a batch is of another kind.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from avl_plugins.progressive import ProgressiveNetwork, average_perturbation_sensitivity
+        >>> network = ProgressiveNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), seed=0)
+        >>> for label in (0, 1):
+        ...     _ = network.add_task(label, classes=2)
+        >>> x = torch.randn(20, 4)
+        >>> y = network.eval()(x, 1).argmax(1)  # what it says itself, as it is not trained here
+        >>> sensitivity = average_perturbation_sensitivity(network, [(x, y)], label=1, repeats=2)
+        >>> sensitivity.layers.shape
+        torch.Size([1, 2])
     """
     check_number("drop", drop, low=0, high=1, open_low=True, open_high=True)
     check_count("repeats", repeats)

@@ -13,16 +13,19 @@ from avl_plugins.data.serving import ServedFeatures, TensorLoader
 from avl_plugins.progressive.frozen import served_features
 from avl_plugins.progressive.groups import drop_frozen, join_groups
 from avl_plugins.progressive.network import ProgressiveNetwork
-from avl_plugins.tasks.arguments import check_count, check_flag
+from avl_plugins.progressive.old_words import takes_cache_frozen
+from avl_plugins.tasks.arguments import check_count
 from avl_plugins.tasks.boundaries import finished_task, is_part, parts_so_far
 from avl_plugins.tasks.checks import check_loss, refuse_distributed, refuse_empty
 from avl_plugins.tasks.labels import experience_labels
 from avl_plugins.tasks.owners import note_owner, refuse_shared
 from avl_plugins.tasks.states import COUNT, check_entries
+from avl_plugins.tasks.words import repr_of_arguments
 
 __all__ = ["ProgressivePlugin"]
 
 
+@takes_cache_frozen
 class ProgressivePlugin(SupervisedPlugin):
     """Trains a `ProgressiveNetwork` with any supervised strategy: the newest column, and nothing else.
 
@@ -34,30 +37,54 @@ class ProgressivePlugin(SupervisedPlugin):
     before (see `join_groups`).
 
     Args:
-        cache_frozen: Compute the features of the frozen columns once at the start of an experience and serve
-            them with the batches, so that a step costs the same whatever the depth of the frozen columns. Features of
-            a sample computed in other batches differ in the last bits. Needs data that are the same each epoch.
-        cache_bytes: Bound on the memory of these features.
+        cache_bytes: the features of the frozen columns are computed once at the start of an experience and served with
+            the batches, so that a step costs the same whatever the depth of the frozen columns, if they take at most so
+            many bytes; else steps compute them, as the log says. Features of a sample computed in other batches differ
+            in the last bits. Needs data that are the same in each epoch. 0: never.
 
     Raises:
         ValueError: If `cache_bytes` is negative; in `train()`, if the strategy trains on all tasks at once or in
             several processes, the plugin or network is another strategy's, too, an experience is empty or a part that
-            cannot be told from a task, or the loss is not finite; if features are to be cached and do not fit into
-            `cache_bytes`, the data set's transforms are random, or another plugin serves or changes the batches.
+            cannot be told from a task, or the loss is not finite; if features are to be computed once, and the data
+            set's transforms are random, or another plugin serves or changes the batches.
         TypeError: If an argument is of another kind; in `train()`, if the strategy's model is no `ProgressiveNetwork`.
+
+    Example:
+        >>> import torch
+        >>> from avalanche.benchmarks import tensors_benchmark
+        >>> from avalanche.logging import BaseLogger
+        >>> from avalanche.training.plugins import EvaluationPlugin
+        >>> from avalanche.training.templates import SupervisedTemplate
+        >>> from torch import nn
+        >>> from avl_plugins.progressive import ProgressiveNetwork, ProgressivePlugin
+        >>> x, y = torch.randn(40, 4), torch.arange(40) % 2
+        >>> data = [(x, y), (-x, y)]
+        >>> benchmark = tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=[0, 1])
+        >>> model = ProgressiveNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU()))
+        >>> strategy = SupervisedTemplate(
+        ...     model=model,
+        ...     optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        ...     plugins=[ProgressivePlugin(cache_bytes=2**20)],
+        ...     evaluator=EvaluationPlugin(loggers=BaseLogger()),
+        ... )
+        >>> _ = strategy.train(benchmark.train_stream)
+        >>> [column.frozen for column in model.columns]
+        [True, False]
+        >>> ProgressivePlugin(cache_bytes=2**20)
+        ProgressivePlugin(cache_bytes=1048576)
     """
 
-    def __init__(self, *, cache_frozen: bool = False, cache_bytes: int = 2**32) -> None:
+    def __init__(self, *, cache_bytes: int = 0) -> None:
         super().__init__()
-        check_flag("cache_frozen", cache_frozen)
         check_count("cache_bytes", cache_bytes, low=0)
-        self.cache_frozen = cache_frozen
         self.cache_bytes = cache_bytes
         self._complete = False
         self._parts = 0
         self._loader: TensorLoader | None = None
         self._features: ServedFeatures | None = None
         self._given: AbstractContextManager | None = None
+
+    __repr__ = repr_of_arguments
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many parts of a task have been trained on; what else there is to know is in the network."""
@@ -89,8 +116,8 @@ class ProgressivePlugin(SupervisedPlugin):
         refuse_shared(strategy, "ProgressivePlugin", plugin=self)
         refuse_shared(strategy, "ProgressivePlugin", model=strategy.model, gone=False)
         plugins = list(strategy.plugins)
-        if self.cache_frozen and any(isinstance(p, InMemoryLoaderPlugin) for p in plugins[plugins.index(self) :]):
-            raise ValueError("cache_frozen: put InMemoryLoaderPlugin before ProgressivePlugin, which builds on it")
+        if self.cache_bytes and any(isinstance(p, InMemoryLoaderPlugin) for p in plugins[plugins.index(self) :]):
+            raise ValueError("cache_bytes: put InMemoryLoaderPlugin before ProgressivePlugin, which builds on it")
         self.after_forward(strategy)  # a run may have been interrupted
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
@@ -112,17 +139,21 @@ class ProgressivePlugin(SupervisedPlugin):
         self._loader = self._features = None
         network: ProgressiveNetwork = strategy.model
         newest: Any = network.columns[-1]
-        if self.cache_frozen and network.adapter is not None and len(network.columns) > 1 and not newest.frozen:
-            self._loader = _loader(strategy)
-            self._features = served_features(network, self._loader, device=strategy.device, limit=self.cache_bytes)
+        if self.cache_bytes and network.adapter is not None and len(network.columns) > 1 and not newest.frozen:
+            found, loader = strategy.dataloader, _loader(strategy)
+            self._features = served_features(network, loader, device=strategy.device, limit=self.cache_bytes)
+            if self._features is None:
+                strategy.dataloader = found
+            else:
+                self._loader = loader
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse a loader that has been put in the place of the one that serves the features."""
         if self._loader is not None and strategy.dataloader is not self._loader:
             raise ValueError(
-                f"cache_frozen: a plugin after ProgressivePlugin uses a loader of its own, "
+                f"cache_bytes: a plugin after ProgressivePlugin uses a loader of its own, "
                 f"{type(strategy.dataloader).__name__}, which serves no features of frozen columns; remove it, or "
-                "train with cache_frozen=False"
+                "train with cache_bytes=0"
             )
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
@@ -132,7 +163,7 @@ class ProgressivePlugin(SupervisedPlugin):
             self._given.__enter__()
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Forget them."""
+        """Forget the features of the batch."""
         if self._given is not None:
             self._given.__exit__(None, None, None)
         self._given = None
@@ -181,4 +212,4 @@ def _loader(strategy: Any) -> TensorLoader:
     try:
         return InMemoryLoaderPlugin().serve(strategy)
     except NotServed as why:
-        raise ValueError(f"cache_frozen: {why}; train with cache_frozen=False") from why
+        raise ValueError(f"cache_bytes: {why}; train with cache_bytes=0") from why

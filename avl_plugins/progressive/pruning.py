@@ -34,10 +34,10 @@ class Pruned:
     """What `prune_laterals` did.
 
     Attributes:
-        network: A copy of the network, pruned.
-        kept: Number of lateral parameters of the task's column that are left.
-        total: Number of those before.
-        maps: By (depth, column): which maps of the earlier columns are still read, bool (maps,).
+        network: a copy of the network, pruned.
+        kept: number of lateral parameters of the task's column that are left.
+        total: number of those before.
+        maps: by (depth, column): which maps of the earlier columns are still read, bool (maps,).
     """
 
     network: ProgressiveNetwork
@@ -75,11 +75,11 @@ def prune_laterals(
     changed features. The network itself stays as it is.
 
     Args:
-        network: A trained network.
-        label: The task whose laterals are pruned, not the first one.
-        sensitivity: Of this task: an `average_fisher_sensitivity` or `average_perturbation_sensitivity`, or any
+        network: a trained network.
+        label: the task whose laterals are pruned, not the first one.
+        sensitivity: of this task: an `average_fisher_sensitivity` or `average_perturbation_sensitivity`, or any
             values by (depth, column), tensors (maps,), for which means are taken to be 0.
-        keep: Share of the earlier columns' maps that are kept, 0 to 1, rounded to whole maps.
+        keep: share of the earlier columns' maps that are kept, 0 to 1, rounded to whole maps.
         across: "depth": this share of each depth's maps, by AFS(i, j, m). "network": this share of all maps of all
             depths, for a `FisherSensitivity` by the Fisher itself, which compares across depths.
 
@@ -87,6 +87,19 @@ def prune_laterals(
         ValueError: If an argument is out of range, `label` has no laterals, or the sensitivity is that of another task
             or lacks a value.
         TypeError: If an argument is of another kind.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from avl_plugins.progressive import ProgressiveNetwork, average_fisher_sensitivity, prune_laterals
+        >>> network = ProgressiveNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), seed=0)
+        >>> for label in (0, 1):
+        ...     _ = network.add_task(label, classes=2)
+        >>> x = torch.randn(20, 4)
+        >>> sensitivity = average_fisher_sensitivity(network, [x], label=1)
+        >>> pruned = prune_laterals(network, 1, sensitivity, keep=0.5)
+        >>> int(pruned.maps[0, 0].sum()), pruned.kept < pruned.total
+        (4, True)
     """
     check_number("keep", keep, low=0, high=1)
     check_choice("across", across, ("depth", "network"))
@@ -126,16 +139,29 @@ def pruning_curve(
     """Return a task's score against its lateral parameters, for several shares of source maps kept.
 
     Args:
-        network: As for `prune_laterals`, likewise `label`, `sensitivity` and `across`. It stays as it is.
-        label: The task.
-        sensitivity: Values that say which maps go first.
-        data: Batches of the task, for its accuracy above chance, or a function from the task's forward pass to a score,
+        network: as for `prune_laterals`, likewise `label`, `sensitivity` and `across`. It stays as it is.
+        label: the task.
+        sensitivity: values that say which maps go first.
+        data: batches of the task, for its accuracy above chance, or a function from the task's forward pass to a score,
             as for `average_perturbation_sensitivity`.
-        keep: The shares.
+        keep: the shares.
         across: "depth" or "network".
 
     Raises:
         ValueError: As `prune_laterals`; if there is no sample, or no labels with them.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from avl_plugins.progressive import ProgressiveNetwork, average_fisher_sensitivity, pruning_curve
+        >>> network = ProgressiveNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), seed=0)
+        >>> for label in (0, 1):
+        ...     _ = network.add_task(label, classes=2)
+        >>> x = torch.randn(20, 4)
+        >>> y = network.eval()(x, 1).argmax(1)
+        >>> sensitivity = average_fisher_sensitivity(network, [x], label=1)
+        >>> [(point.keep, point.kept) for point in pruning_curve(network, 1, sensitivity, [(x, y)], keep=(1.0, 0.0))]
+        [(1.0, 89), (0.0, 0)]
     """
     for share in keep:
         check_number("keep", share, low=0, high=1)

@@ -49,10 +49,18 @@ class FisherSensitivity:
     """Average Fisher Sensitivity of one task. Depths i, columns j and maps m are counted from 0.
 
     Attributes:
-        label: The task.
-        normalise: See `Normalise`.
+        label: the task.
+        normalise: see `Normalise`.
         fisher: F_i^j(m, m) by (i, j): tensors (maps,), float64.
-        means: Mean activations of the maps over the data, likewise.
+        means: mean activations of the maps over the data, likewise.
+
+    Example:
+        >>> import torch
+        >>> from avl_plugins.progressive import FisherSensitivity
+        >>> fisher = {(0, 0): torch.tensor([1.0, 0.0]), (0, 1): torch.tensor([2.0, 1.0])}
+        >>> means = {place: torch.zeros(2) for place in fisher}
+        >>> FisherSensitivity(label=1, normalise="layer", fisher=fisher, means=means).layers
+        tensor([[0.2500, 0.7500]], dtype=torch.float64)
     """
 
     label: int
@@ -115,15 +123,15 @@ def average_fisher_sensitivity(
     deviation.
 
     Args:
-        network: A trained network.
-        batches: Yields x, (x, y), (x, y, ..., t) or mappings with "x": the task's data. y is not used.
-        label: The task.
-        labels: "exact": the expectation over y, a backward pass a class. "sampled": one y a sample, drawn from
+        network: a trained network.
+        batches: yields x, (x, y), (x, y, ..., t) or mappings with "x": the task's data. y is not used.
+        label: the task.
+        labels: "exact": the expectation over y, a backward pass per class. "sampled": one y per sample, drawn from
             p(y | x), a single backward pass.
         normalise: "layer" or "map", see `Normalise`.
-        logits: Function of the task's outputs (B, K) that returns the logits of p(y | x), where not all of them are: an
+        logits: function of the task's outputs (B, K) that returns the logits of p(y | x), where not all of them are: an
             actor-critic's last output is a value, `lambda outputs: outputs[:, :-1]`.
-        generator: A CPU generator for sampled labels. None makes a new one from `torch.initial_seed()`.
+        generator: a CPU generator for sampled labels. None makes a new one from `torch.initial_seed()`.
 
     Returns:
         The sensitivities. A map without variance has none, and neither has one that the outputs do not depend on.
@@ -132,6 +140,20 @@ def average_fisher_sensitivity(
         ValueError: If an argument is out of range, there is no column for `label`, no sample, samples of another task,
             columns of different width with normalise="map", or something is not finite.
         TypeError: If an argument or a batch is of another kind.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from avl_plugins.progressive import ProgressiveNetwork, average_fisher_sensitivity
+        >>> network = ProgressiveNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), seed=0)
+        >>> for label in (0, 1):
+        ...     _ = network.add_task(label, classes=2)
+        >>> x = torch.randn(20, 4)
+        >>> sensitivity = average_fisher_sensitivity(network, [x], label=1)
+        >>> sensitivity.layers.shape  # of a depth, the shares of the columns
+        torch.Size([1, 2])
+        >>> torch.allclose(sensitivity.layers.sum(1), torch.ones(1, dtype=torch.float64))
+        True
     """
     check_choice("labels", labels, ("exact", "sampled"))
     check_choice("normalise", normalise, get_args(Normalise))
@@ -184,8 +206,8 @@ class Spectrum:
     """AFS of the maps of one depth, largest first (appendix B of the paper).
 
     Attributes:
-        columns: One tensor (maps,) for each column; the last one is the task's own.
-        source: All maps of the earlier columns together.
+        columns: one tensor (maps,) for each column; the last one is the task's own.
+        source: all maps of the earlier columns together.
     """
 
     columns: tuple[Tensor, ...]
@@ -201,6 +223,18 @@ def afs_spectrum(sensitivity: FisherSensitivity, depth: int) -> Spectrum:
     Raises:
         ValueError: If there is no such depth.
         TypeError: If it is no integer.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from avl_plugins.progressive import ProgressiveNetwork, afs_spectrum, average_fisher_sensitivity
+        >>> network = ProgressiveNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), seed=0)
+        >>> for label in (0, 1):
+        ...     _ = network.add_task(label, classes=2)
+        >>> x = torch.randn(20, 4)
+        >>> spectrum = afs_spectrum(average_fisher_sensitivity(network, [x], label=1), depth=0)
+        >>> len(spectrum.source), [len(column) for column in spectrum.columns]
+        (8, [8, 8])
     """
     depths, columns = sensitivity.shape
     check_count("depth", depth, low=0, high=depths - 1)
@@ -210,7 +244,14 @@ def afs_spectrum(sensitivity: FisherSensitivity, depth: int) -> Spectrum:
 
 
 def effective_maps(spectrum: Tensor) -> float:
-    """Return (sum_m a_m)^2 / sum_m a_m^2: n for n equal sensitivities and zeros, 0 where there are only zeros."""
+    """Return (sum_m a_m)^2 / sum_m a_m^2: n for n equal sensitivities and zeros, 0 where there are only zeros.
+
+    Example:
+        >>> import torch
+        >>> from avl_plugins.progressive import effective_maps
+        >>> effective_maps(torch.tensor([0.5, 0.5, 0.0, 0.0]))
+        2.0
+    """
     squares = float(spectrum.square().sum())
     return float(spectrum.sum()) ** 2 / squares if squares > 0 else 0.0
 

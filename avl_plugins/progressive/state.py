@@ -59,7 +59,7 @@ def grow_to(network: Any, shape: dict[str, Any]) -> None:
     first = next(network.parameters())
     with torch.random.fork_rng(devices=[first.device] if first.is_cuda else []):
         for label, classes in saved[len(own) :]:
-            network.add_column(label, classes)
+            network.add_task(label, classes)
     for column, of in zip(network.columns, shape["columns"], strict=False):
         if column.frozen != of["frozen"]:  # else what else is frozen in the newest column would be trained
             column.freeze(of["frozen"])

@@ -52,9 +52,9 @@ def check_count(name: str, value: Any, *, low: int = 1, high: float = math.inf, 
     _check(name, value, Integral, "an integer", low, high, False, False, none)
 
 
-def check_seed(name: str, value: Any) -> None:
+def check_seed(name: str, value: Any, *, none: str = "torch.initial_seed()") -> None:
     """Refuse what is no seed: None, or an integer from 0 on that fits into 63 bits."""
-    check_count(name, value, low=0, high=2**63 - 1, none="torch.initial_seed()")
+    check_count(name, value, low=0, high=2**63 - 1, none=none)
 
 
 def check_each_layer(name: str, value: Any, *, low: int = 1, none: str | None = None) -> None:

@@ -41,13 +41,14 @@ def keywords_only(kind: type) -> type:
     return kind
 
 
-def with_arguments_of(plugin: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Show the plugin's keywords in a constructor's signature, by which Avalanche tells them from misspelt ones."""
+def with_arguments_of(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Show keywords of a plugin or template in a constructor's signature, by which Avalanche tells misspelt ones."""
 
     def decorate(init: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(init)
         *named, rest = own.parameters.values()
-        more = [p for name, p in _arguments(plugin).items() if name not in own.parameters]
+        found = {name: p for kind in kinds for name, p in _arguments(kind).items()}
+        more = [p for name, p in found.items() if name not in own.parameters]
         init.__signature__ = own.replace(parameters=[*named, *more, rest])  # type: ignore[attr-defined]
         return init
 

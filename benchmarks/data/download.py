@@ -11,7 +11,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -120,8 +120,9 @@ def download_mnist(raw: Path) -> None:
 def _remove_left_overs(folder: Path) -> None:
     """Remove what downloads that were killed, a day ago or longer, have left behind."""
     for old in folder.glob(f"{TEMPORARY}*"):
-        if time.time() - old.lstat().st_mtime > DAY:
-            shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):  # its download has just ended
+            if time.time() - old.lstat().st_mtime > DAY:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _check(folder: Path) -> None:

@@ -105,7 +105,6 @@ def make_plugins(arm: str, settings: Any) -> list[SupervisedPlugin]:
             "retraining_drift",
             "group_lasso",
             "drift_lambda",
-            "drift_step",
             "loss_threshold",
             "drift_threshold",
             "expand_by",
@@ -113,7 +112,7 @@ def make_plugins(arm: str, settings: Any) -> list[SupervisedPlugin]:
             "phase_epochs",
         )
     }
-    return [DENPlugin(**(own | parts[arm]))]
+    return [DENPlugin(penalty_step=settings.drift_step, **(own | parts[arm]))]
 
 
 def train_arm(

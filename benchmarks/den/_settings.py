@@ -49,7 +49,7 @@ class DENSettings:
     retraining_drift: float = 10.0
     """Weight of the drift penalty in selective retraining; 0 in the paper, 0.25 in its authors' code."""
     group_lasso: float = 0.3
-    """gamma, the weight of group lasso."""
+    """Weight of group lasso."""
     drift_lambda: float = 10.0
     """lambda, the weight of the drift penalty."""
     drift_step: Literal["gradient", "proximal"] = "proximal"

@@ -84,13 +84,13 @@ class UntilLastTask(DGRPlugin):
     """Deep Generative Replay that makes no scholar of the last task, as nobody will learn from it.
 
     Args:
-        tasks: Experiences in all.
+        tasks_in_all: how many experiences there will be.
         **options: of `DGRPlugin`.
     """
 
-    def __init__(self, tasks: int, **options: Any) -> None:
+    def __init__(self, tasks_in_all: int, **options: Any) -> None:
         super().__init__(**options)
-        self.tasks_in_all = tasks
+        self.tasks_in_all = tasks_in_all
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Make the scholar, or drop it."""
@@ -152,7 +152,9 @@ def train_arm(
     tasks = len(benchmark.train_stream)
     plugin = None
     if arm != "avalanche":
-        plugin = make_plugin(arm, shape, settings, fully_connected=fully_connected, tasks=tasks, labels=settings.labels)
+        plugin = make_plugin(
+            arm, shape, settings, fully_connected=fully_connected, tasks=tasks, answers=settings.labels
+        )
     batches = -(-len(benchmark.train_stream[0].dataset) // settings.batch_size)
     options: dict[str, Any] = {
         "model": model,

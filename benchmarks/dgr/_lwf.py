@@ -32,7 +32,7 @@ class HeadWarmUp(SupervisedPlugin):
     """Trains only the current task's head in the first iterations of each task but the first (Li and Hoiem 2016).
 
     Args:
-        iterations: How many.
+        iterations: how many.
     """
 
     def __init__(self, iterations: int) -> None:
@@ -63,10 +63,10 @@ def train_lwf(arm: str, first: Arrays, benchmark: Any, settings: Any, context: C
 
     Args:
         arm: "lwf", "lwf-gr", "lwf-vae" or "none".
-        first: Images of the first task.
-        benchmark: Two tasks with task labels.
-        settings: Has solver, width, iterations, warm_up, alpha, batch_size, lr, evaluate and the generators' settings.
-        context: Of the job.
+        first: images of the first task.
+        benchmark: two tasks with task labels.
+        settings: has solver, width, iterations, warm_up, alpha, batch_size, lr, evaluate and the generators' settings.
+        context: of the job.
 
     Returns:
         "accuracy" of each task before training and after every epoch; "grids", PNG images of replayed inputs, base64.
@@ -77,7 +77,7 @@ def train_lwf(arm: str, first: Arrays, benchmark: Any, settings: Any, context: C
     metrics: list[Any] = []
     if arm in REPLAY:
         shape = benchmark.train_stream[0].dataset[0][0].shape
-        options = {"labels": "soft", "temperature": TEMPERATURE}
+        options = {"answers": "soft", "temperature": TEMPERATURE}
         own.append(make_plugin(REPLAY[arm], shape, settings, fully_connected=False, tasks=2, **options))
         metrics = replay_metrics()
     elif arm == "lwf":

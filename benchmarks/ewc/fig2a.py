@@ -82,9 +82,9 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     model = mlp((arrays.x_train[0].size, settings.width, settings.width, arrays.n_classes))
     plugins = default_plugins(context, TASKS)
     if arm == "ewc":
-        plugins.append(EWCPlugin(ewc_lambda=settings.ewc_lambda, step=settings.step))
+        plugins.append(EWCPlugin(ewc_lambda=settings.ewc_lambda, penalty_step=settings.step))
     elif arm == "l2":
-        plugins.append(EWCPlugin(ewc_lambda=settings.l2_lambda, importance="uniform", step=settings.step))
+        plugins.append(EWCPlugin(ewc_lambda=settings.l2_lambda, importance="uniform", penalty_step=settings.step))
     strategy = Training(
         model=model,
         optimizer=optimizer(settings.optimizer, model, lr=settings.lr, momentum=settings.momentum),

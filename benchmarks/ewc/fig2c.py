@@ -91,7 +91,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         train_epochs=settings.epochs,
         eval_mb_size=1000,
         device=context.device,
-        plugins=[*default_plugins(context, 2), EWCPlugin(ewc_lambda=settings.ewc_lambda, step=settings.step)],
+        plugins=[*default_plugins(context, 2), EWCPlugin(ewc_lambda=settings.ewc_lambda, penalty_step=settings.step)],
         evaluator=make_evaluator(context, at_end_of_task),
     )
     train_stream(strategy, benchmark, context)

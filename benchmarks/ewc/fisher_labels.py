@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
-    "exact": {"labels": "exact"},
-    "exact-n500": {"labels": "exact", "max_samples": 500},
-    "sampled": {"labels": "sampled"},
-    "empirical": {"labels": "empirical"},
-    "batch": {"labels": "batch"},
+    "exact": {"fisher_labels": "exact"},
+    "exact-n500": {"fisher_labels": "exact", "max_samples": 500},
+    "sampled": {"fisher_labels": "sampled"},
+    "empirical": {"fisher_labels": "empirical"},
+    "batch": {"fisher_labels": "batch"},
 }
 
 
@@ -96,7 +96,10 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
     if estimator != "none":
         ewc_lambda = best(context.search, estimator, held_out) if value is None else value
         ewc = EWCPlugin(
-            ewc_lambda=ewc_lambda, step="proximal", fisher_batch_size=settings.batch_size, **ESTIMATORS[estimator]
+            ewc_lambda=ewc_lambda,
+            penalty_step="proximal",
+            fisher_batch_size=settings.batch_size,
+            **ESTIMATORS[estimator],
         )
         plugins.append(ewc)
     strategy = Training(

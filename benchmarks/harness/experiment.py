@@ -152,12 +152,12 @@ class Experiment:
     """A figure or table of a paper.
 
     Attributes:
-        name: `ewc-fig2a`; its file is `ewc_fig2a.py`.
+        name: `ewc-fig2a`; its file is `ewc/fig2a.py`.
         title: one line for `list` and the report.
         data: name of the data set, for the record; a field `data` of the settings is preferred.
         arms: names of the things compared, or a function settings -> names.
-        scales: "smoke" (seconds), "cpu" (<= 60 core-minutes a seed), "paper" -> settings.
-        minutes: estimate for each scale, core-minutes of all arms of one seed.
+        scales: "smoke" (seconds), "cpu" (<= 60 core-minutes a seed), "paper" -> settings; some of them will do.
+        minutes: scale -> core-minutes of all arms of one seed, where they are estimated.
         measure: `measure(settings, arm, seed, context) -> dict` runs one job; the dict must fit into JSON.
         rows: `rows(runs) -> list[Row]` from all runs of one scale, search runs included; any of them may be missing.
         figure: `figure(runs) -> Figure`, likewise, with the paper's values in it.

@@ -234,7 +234,8 @@ def _as_begun(job: Job) -> Job:
     read_seconds(job.clock)
     begun = Begun.read(job.begun)
     if begun is None:
-        log.warning("%s: how it was begun is not known; it goes on with %d threads", job.name, job.threads)
+        threads = counted(job.threads, "thread")
+        log.warning("%s: how it was begun is not known; it goes on with %s", job.name, threads)
         return job
     if job.plan.threads not in (0, begun.threads):
         raise Refused(

@@ -1,4 +1,4 @@
-"""A folder for one process at a time."""
+"""A folder, or what a file stands for, for one process at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ except ImportError:  # Windows
 log = logging.getLogger(__name__)
 
 NAME = ".lock"
+POLL_SECONDS = 0.2
 
 
 class Taken(Exception):
@@ -40,6 +42,20 @@ def sole_use(folders: Sequence[Path]) -> Iterator[None]:
     with ExitStack() as stack:
         for folder in dict.fromkeys(folders):
             stack.enter_context(_held(folder / NAME))
+        yield
+
+
+@contextmanager
+def turn(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Have what a file stands for to oneself, after the process that has it; `waiting` is called before the wait."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(_held(path))
+                break
+            except Taken:
+                waiting()
+                time.sleep(POLL_SECONDS)
         yield
 
 

@@ -19,9 +19,9 @@ def no_such(kind: str, name: str, known: Iterable[str]) -> ValueError:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ", did you mean ...?" with the names that are like a wrong one, nothing where none is."""
+    """Ask whether one of the names that are like a wrong one is meant; nothing where none is."""
     like = get_close_matches(name.lower(), list(known))
-    return f", did you mean {' or '.join(map(repr, like))}?" if like else ""
+    return f" (did you mean {' or '.join(map(repr, like))}?)" if like else ""
 
 
 def counted(number: int, unit: str) -> str:

@@ -117,6 +117,11 @@ def smoke_only(results: Path) -> list[str]:
     return [name for name in experiment_names() if _scales(results, name) == {"smoke"}]
 
 
+def strangers(results: Path) -> list[str]:
+    """Folders with runs in them that no experiment has."""
+    return sorted({path.parents[1].name for path in results.glob("*/*/*.json")} - set(experiment_names()))
+
+
 def rows_of(runs: Sequence[Run], results: Path = Path()) -> list[Row]:
     """Rows of the runs of one experiment at one scale, stored below `results`."""
     return made_of(runs, results, "rows", find_experiment(runs[0].experiment).rows)

@@ -173,7 +173,7 @@ def step_parts(model: nn.Module, scholar: Scholar, x: Tensor, y: Tensor) -> dict
         adam.zero_grad()
         loss = cross_entropy(model(x), y)
         if replayed:
-            loss = (loss + replay_loss(model, answers, labels="hard", temperature=2.0)) / 2
+            loss = (loss + replay_loss(model, answers, answers="hard", temperature=2.0)) / 2
         loss.backward()
         adam.step()
 

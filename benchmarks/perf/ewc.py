@@ -93,7 +93,7 @@ def epochs(arrays: Arrays, rounds: int) -> list[Line]:
 MAKERS: dict[str, Callable[[], list[SupervisedPlugin]]] = {
     "exact": lambda: [InMemoryLoaderPlugin(), EWCPlugin(ewc_lambda=1.0)],
     "exact-10000": lambda: [InMemoryLoaderPlugin(), EWCPlugin(ewc_lambda=1.0, max_samples=10_000)],
-    "sampled": lambda: [InMemoryLoaderPlugin(), EWCPlugin(ewc_lambda=1.0, labels="sampled")],
+    "sampled": lambda: [InMemoryLoaderPlugin(), EWCPlugin(ewc_lambda=1.0, fisher_labels="sampled")],
     "avalanche": lambda: [AvalancheEWCPlugin(ewc_lambda=1.0)],
 }
 

@@ -82,7 +82,7 @@ def progressive(inputs: int, classes: int, count: int, adapter: Adapter | None =
     layers = (nn.Linear(inputs, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
     net = ProgressiveNetwork(nn.Sequential(*layers), adapter=adapter)
     for label in range(count):
-        net.add_column(label, classes)
+        net.add_task(label, classes)
     return net
 
 

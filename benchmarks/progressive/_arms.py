@@ -96,11 +96,11 @@ def train_arm(
         context = replace(context, checkpoint=None, resume=False)  # it has no state_dict that a file could refill
     plugins = default_plugins(context, tasks)
     if arm in ADAPTERS:
-        plugins.append(ProgressivePlugin(cache_frozen=settings.cache_frozen))
+        plugins.append(ProgressivePlugin(cache_bytes=2**32 if settings.cache_frozen else 0))
     if arm == "ewc":
         if ewc_lambda is None:
             raise ValueError("ewc_lambda: the arm ewc needs one")
-        plugins.append(EWCPlugin(ewc_lambda=ewc_lambda, step="proximal"))
+        plugins.append(EWCPlugin(ewc_lambda=ewc_lambda, penalty_step="proximal"))
     strategy = Training(
         model=model,
         optimizer=optimizer(settings.optimizer, model, lr=settings.lr),

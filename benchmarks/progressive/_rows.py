@@ -1,4 +1,4 @@
-"""Rows of the tables that compare methods with one head a task (`taskwise.py`); needs neither torch nor Avalanche."""
+"""Rows of the tables that compare methods with one head a task (`_arms.py`); needs neither torch nor Avalanche."""
 
 from __future__ import annotations
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.harness.experiment import Context, differing, plain_settings
 from benchmarks.harness.files import remove_events, write_atomically
+from benchmarks.harness.lock import turn
 from benchmarks.harness.unfinished import read_found, readable
 
 if TYPE_CHECKING:
@@ -205,7 +207,9 @@ class Transfer:
         """
         if sequence not in self.memory:
             file = self.file(sequence) if sequence in self.kept and sequence != (RANDOM,) else None
-            with _alone(file, lambda: self._say(f"waits for {'+'.join(sequence)}")):
+            # Without it, two jobs that run side by side would each learn the source.
+            waiting = partial(self._say, f"waits for {'+'.join(sequence)}")
+            with nullcontext() if file is None else turn(file.with_suffix(".lock"), waiting):
                 found = None if file is None else self.read(file, sequence)
                 if found is not None:
                     self.done += 1
@@ -285,7 +289,7 @@ class Transfer:
         if sequence[-1] == RANDOM:
             name = next(iter(self.tasks))
             (visit,) = rl_benchmark({name: self.tasks[name]}, steps=1).train_stream
-            net.add_column(len(before), visit.actions + 1)
+            net.add_task(len(before), visit.actions + 1)
             return Learnt(_state(net), {})
         net, cell = self._train(net, sequence, number, "+".join(sequence))
         return Learnt(_state(net), cell)
@@ -388,26 +392,3 @@ class Transfer:
 def _state(net: nn.Module) -> dict[str, Any]:
     state = net.state_dict()
     return {name: value if name.endswith("_extra_state") else value.detach().cpu() for name, value in state.items()}
-
-
-@contextmanager
-def _alone(file: Path | None, waiting: Callable[[], None]) -> Iterator[None]:
-    """Have a file to oneself among the processes of this machine; one that is killed lets go of it.
-
-    Without it, two jobs that run side by side would each learn the source. Where there is no `fcntl` they do.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        file = None
-    if file is None:
-        yield
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -132,7 +132,7 @@ def learn_sources(settings: Settings, source: Sequence[str], arrays: Arrays, see
     column = column.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # halves the time of pooling
     net = ProgressiveNetwork(column, reduction=settings.reduction, alpha_init=settings.alpha_init).to(device)
     if source == ("random",):
-        net.add_column(0, arrays.n_classes)
+        net.add_task(0, arrays.n_classes)
     elif source:
         # The target's stage is here so that sources get other images than targets; it is not trained on.
         stages = [*((variant, settings.source_images) for variant in source), ("base", settings.target_images)]
@@ -256,7 +256,7 @@ def make_strategy(settings: Settings, model: Any, metrics: Sequence[Any], device
         device=device,
         plugins=[InMemoryLoaderPlugin()],
         evaluator=evaluator,
-        **({"cache_frozen": True} if progressive else {}),
+        **({"cache_bytes": 2**32} if progressive else {}),
         **options,
     )
 

@@ -94,7 +94,7 @@ def measure(settings: Settings, arm: str, seed: int, context: Context) -> dict[s
         device=context.device,
         plugins=[InMemoryLoaderPlugin()],
         evaluator=make_evaluator(context),
-        cache_frozen=True,
+        cache_bytes=2**32,
     )
     spectra: dict[str, Any] = {}
     for label, experience in enumerate(benchmark.train_stream):

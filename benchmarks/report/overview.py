@@ -38,6 +38,10 @@ class Panel:
     xlabel: str = "tasks learnt"
     ylabel: str = ""
 
+    def curves(self, runs: Sequence[Run]) -> list[list[Sequence[float]]]:
+        """Return each arm's curves, one a run."""
+        return [[self.curve(run.measurements) for run in runs if run.arm == arm] for arm in self.arms]
+
 
 def _mean_so_far(measurements: Mapping[str, Any]) -> list[float]:
     return [sum(row[: k + 1]) / (k + 1) for k, row in enumerate(measurements["matrix"])]
@@ -85,18 +89,18 @@ PANELS = (
 
 
 def overview(found: Mapping[tuple[str, str], Sequence[Run]]) -> Figure | None:
-    """Draw the panels, mean over seeds; None where an experiment of one has not been run at scale cpu."""
+    """Draw the panels, mean over seeds; None where an arm of one has not been run at scale cpu."""
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
 
-    if not all((panel.experiment, "cpu") in found for panel in PANELS):
+    drawn = {panel: panel.curves(found.get((panel.experiment, "cpu"), ())) for panel in PANELS}
+    if not all(map(all, drawn.values())):
         return None
-    fig = Figure(figsize=(13, 3.6), layout="constrained")
-    for axes, panel in zip(fig.subplots(1, len(PANELS)), PANELS, strict=True):
-        for arm, colour in zip(panel.arms, (PLAIN, METHOD), strict=True):
-            runs = [run for run in found[panel.experiment, "cpu"] if run.arm == arm]
-            curves = np.array([panel.curve(run.measurements) for run in runs])
+    fig = Figure(figsize=(13, 3.6), layout=ConstrainedLayoutEngine(wspace=0.06))
+    for axes, (panel, arms) in zip(fig.subplots(1, len(PANELS)), drawn.items(), strict=True):
+        for curves, colour in zip(map(np.array, arms), (PLAIN, METHOD), strict=True):
             tasks = np.arange(1, curves.shape[1] + 1)
             axes.plot(tasks, curves.mean(0), "-o", ms=3.5, lw=2, color=colour)
             axes.fill_between(tasks, curves.min(0), curves.max(0), color=colour, alpha=0.2, lw=0)

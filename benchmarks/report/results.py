@@ -5,22 +5,24 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from benchmarks.harness.experiment import Row, Run
 from benchmarks.harness.files import check_folder, write_atomically
 from benchmarks.harness.jobs import RESULTS, ROOT
-from benchmarks.harness.names import counted
+from benchmarks.harness.names import counted, did_you_mean
 from benchmarks.harness.registry import experiment_names, find_experiment
-from benchmarks.harness.stored import load_runs, made_of, rows_of, smoke_only
+from benchmarks.harness.stored import load_runs, made_of, rows_of, smoke_only, strangers
 from benchmarks.report.formats import COLUMNS, FORMS, cells, rich_table
+from benchmarks.report.overview import PANELS, overview
 from benchmarks.report.readme import readme_with, summary
-from benchmarks.report.table import measured
+from benchmarks.report.speed import speed
+from benchmarks.report.table import measured, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,8 +40,8 @@ fractions of the test set unless a row says otherwise.
 """
 
 
-def results_text(found: dict[tuple[str, str], list[Run]]) -> str:
-    """RESULTS.md, the same for the same runs."""
+def results_text(found: dict[tuple[str, str], list[Run]], perf: Path | None = None) -> str:
+    """RESULTS.md, the same for the same runs; with the table of speed where the file `perf` is there."""
     rows = {key: rows_of(runs) for key, runs in found.items()}
     judged = [row for some in rows.values() for row in some if row.met]
     count = Counter(row.met for row in judged)
@@ -57,6 +59,8 @@ def results_text(found: dict[tuple[str, str], list[Run]]) -> str:
         parts.append(f"\nNot measured yet: {', '.join(without)}.")
     for (name, scale), runs in found.items():
         parts.append(_section(name, scale, runs, rows[name, scale]))
+    if perf is not None and perf.exists():
+        parts.append(f"\n{speed(perf)}")
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -66,8 +70,7 @@ def _section(name: str, scale: str, runs: Sequence[Run], rows: Sequence[Row]) ->
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         texts = [text.replace("|", "\\|") for text in cells(row)]
-        if row.met == "missed":
-            texts[COLUMNS.index("met")] = "**missed**"
+        texts[COLUMNS.index("met")] = verdict(row.met)
         lines.append(f"| {' | '.join(texts)} |")
     lines.append(f"\n![{name}]({figure_name(name, scale)})\n")
     lines.append(f"{_method(find_experiment(name).description)}\n")
@@ -99,26 +102,30 @@ def figure_name(name: str, scale: str) -> str:
 def report(results: Path, *, out: Path, console: Console) -> int:
     """Print every row, and write RESULTS.md and the figures into `out`; nothing where anything is wrong."""
     found = load_runs(results)
+    for line in remarks(results, found):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     if not found:
-        console.print(nothing_found(results), highlight=False)
         return 0
     check_folder(out, "--out")
     files: dict[Path, bytes] = {}
     for (name, scale), runs in found.items():
         draw = partial(_png, find_experiment(name).figure)
         files[out / figure_name(name, scale)] = made_of(runs, results, "the figure", draw)
+    for panel in PANELS:
+        if shown := found.get((panel.experiment, "cpu")):
+            made_of(shown, results, "the overview", panel.curves)
+    if picture := _png(overview, found):
+        files[out / "overview.png"] = picture
     rows = {key: rows_of(runs, results) for key, runs in found.items()}
-    files[out / "RESULTS.md"] = results_text(found).encode()
+    files[out / "RESULTS.md"] = results_text(found, results / "perf.json").encode()
     if out.resolve() == results.resolve() == RESULTS.resolve():
         every = (row for some in rows.values() for row in some)
-        files[README] = readme_with(README, summary(every, RESULTS / "perf.json")).encode()
+        files[README] = readme_with(README, summary(every)).encode()
     for (name, scale), some in rows.items():
         console.print(rich_table(some, f"{name}, {scale} ({found[name, scale][0].data})"))
-    for name in smoke_only(results):
-        console.print(f"{name}: only smoke runs found, which are no results.", highlight=False)
     for path, content in files.items():
         write_atomically(path, content)
-    figures = counted(len(found), "figure")
+    figures = counted(sum(path.suffix == ".png" for path in files), "figure")
     console.print(f"Wrote {out / 'RESULTS.md'} and {figures}.", highlight=False, soft_wrap=True)
     if README in files:
         console.print("Wrote the results section of README.md.", highlight=False)
@@ -126,27 +133,33 @@ def report(results: Path, *, out: Path, console: Console) -> int:
 
 
 def print_rows(results: Path, form: str, console: Console) -> int:
-    """Print every row in one of `FORMS`, and write nothing; why there are none is said on `console`."""
+    """Print every row in one of `FORMS`, and write nothing; remarks go to `console`."""
     found = load_runs(results)
-    if not found:
-        console.print(nothing_found(results), highlight=False)
+    for line in remarks(results, found):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     print(FORMS[form]([row for runs in found.values() for row in rows_of(runs, results)]))
     return 0
 
 
-def nothing_found(results: Path) -> str:
-    """Say why there is nothing to report."""
-    if smoke := smoke_only(results):
-        return (
-            f"Only smoke runs found in {results} ({', '.join(smoke)}), which are no results; "
-            "`python -m benchmarks run NAME` makes some."
-        )
-    return f"No runs in {results}; `python -m benchmarks run NAME` makes some."
+def remarks(results: Path, found: Mapping[tuple[str, str], Sequence[Run]]) -> list[str]:
+    """Say what is in the folder and not in the report, or that nothing is."""
+    smoke = smoke_only(results)
+    names = experiment_names()
+    lines = [
+        f"{results / own} is left out: no experiment has that name{did_you_mean(own, names)}"
+        for own in strangers(results)
+    ]
+    if smoke:
+        lines.append(f"Only smoke runs found in {results} of {', '.join(smoke)}, which are no results.")
+    elif not found:
+        lines.append(f"No runs in {results}; `python -m benchmarks run NAME` makes some.")
+    return lines
 
 
-def _png(figure: Callable[[Sequence[Run]], Figure], runs: Sequence[Run]) -> bytes:
+def _png(figure: Callable[[Any], Figure | None], runs: Any) -> bytes:
     content = io.BytesIO()
-    figure(runs).savefig(content, format="png", dpi=120, metadata={"Software": None})
+    if drawn := figure(runs):
+        drawn.savefig(content, format="png", dpi=120, metadata={"Software": None})
     return content.getvalue()
 
 

@@ -99,6 +99,11 @@ def number(value: float) -> str:
     return f"{value:.4g}" if value else "0.0000"
 
 
+def verdict(met: str | None) -> str:
+    """Whether a target is met, in Markdown: a miss is to be seen."""
+    return "**missed**" if met == "missed" else met or ""
+
+
 def _deviation(numbers: Sequence[float]) -> float:
     """Standard deviation; nan where a number is not finite, which `statistics` cannot take."""
     return stdev(numbers) if all(math.isfinite(number) for number in numbers) else math.nan

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import lock
-from benchmarks.harness.lock import NAME, Taken, sole_use
+from benchmarks.harness.lock import NAME, Taken, sole_use, turn
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,3 +107,20 @@ def test_where_there_are_no_locks_the_log_says_so(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(lock, "fcntl", None)
     with sole_use([tmp_path]):
         assert "cannot be locked (no locks on this system)" in caplog.text
+
+
+def test_who_waits_for_a_turn_has_it_after_the_other(tmp_path):
+    path, told = tmp_path / "source.lock", []
+    with python(HOLDER, tmp_path) as holder:
+        holder.stdout.readline()
+
+        def waiting():
+            told.append(holder.poll())
+            holder.stdin.close()
+
+        with turn(tmp_path / NAME, waiting):
+            assert holder.wait() == 0
+    assert told[0] is None
+    with turn(path, lambda: pytest.fail("nobody has it")):
+        assert path.exists()
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from threading import Event, Thread
 
 import pytest
 
@@ -14,9 +15,11 @@ from torch import nn
 
 from benchmarks.envs.cartpole import VARIANTS
 from benchmarks.harness.experiment import Context, Run, plain
+from benchmarks.harness.lock import turn
 from benchmarks.harness.registry import find_experiment
 from benchmarks.progressive._transfer_agents import (
     AgentSettings,
+    Learnt,
     Transfer,
     area_above,
     available,
@@ -238,23 +241,18 @@ def test_a_job_that_starts_anew_forgets_what_was_begun(tmp_path, trained):
 
 
 def test_a_job_waits_for_the_one_that_learns_the_source(tmp_path):
-    from threading import Event, Thread
-
-    from benchmarks.progressive._transfer_agents import _alone
-
-    file, waits, through = tmp_path / "sources" / "base.pt", Event(), Event()
-
-    def other():
-        with _alone(file, waits.set):
-            through.set()
-
-    with _alone(file, lambda: pytest.fail("nobody has it")):
-        thread = Thread(target=other)
+    waits, found = Event(), []
+    job = transfer(tmp_path, progress=lambda done, total, text: waits.set() if text == "waits for base" else None)
+    job._learn = lambda sequence: Learnt({}, {"learnt": sequence})
+    file = job.file(("base",))
+    with turn(file.with_suffix(".lock"), lambda: pytest.fail("nobody has it")):
+        thread = Thread(target=lambda: found.append(job.learnt(("base",))))
         thread.start()
         assert waits.wait(10)
-        assert not through.is_set()
+        assert found == []
     thread.join(10)
-    assert through.is_set()
+    assert [one.cell for one in found] == [{"learnt": ("base",)}]
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 # Rows and figure

@@ -14,12 +14,13 @@ from rich.console import Console
 from benchmarks.__main__ import main
 from benchmarks.ewc._weight_noise import half
 from benchmarks.ewc.patterns import Settings, measure, rate, slope
-from benchmarks.harness.experiment import Context, Run, plain_settings
+from benchmarks.harness.experiment import Context, Row, Run, plain_settings
 from benchmarks.harness.jobs import RESULTS
 from benchmarks.harness.registry import find_experiment
 from benchmarks.harness.stored import load_runs, rows_of
 from benchmarks.report.formats import as_csv, as_json, as_latex, rich_table
-from benchmarks.report.readme import END, START, readme_with, summary
+from benchmarks.report.overview import PANELS, overview
+from benchmarks.report.readme import END, HEADLINES, START, readme_with, summary
 from benchmarks.report.results import README, report, results_text
 
 
@@ -88,11 +89,10 @@ def test_report_refuses_a_folder_that_it_cannot_write_to(results, tmp_path, caps
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"threads": 1, "rounds": 1, "lines": [{}]}'])
 def test_damaged_numbers_on_speed_are_named(results, tmp_path, content):
-    rows = rows_of(load_runs(results)["ewc-patterns", "cpu"])
     perf = tmp_path / "perf.json"
     perf.write_text(content)
     with pytest.raises(ValueError, match=rf"^{perf} is not what `python -m benchmarks perf` writes .* run that again"):
-        summary(rows, perf)
+        results_text(load_runs(results), perf)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,9 @@ def test_the_committed_report_is_what_the_committed_runs_give():
     committed = RESULTS / "RESULTS.md"
     if not committed.exists():
         pytest.skip("no RESULTS.md is committed yet")
-    assert committed.read_text() == results_text(load_runs(RESULTS)), "run `python -m benchmarks report`"
+    text = results_text(load_runs(RESULTS), RESULTS / "perf.json")
+    assert committed.read_text() == text, "run `python -m benchmarks report`"
+    assert text.count("\n## Speed\n") == 1
 
 
 def test_random_patterns_follow_their_closed_forms():
@@ -235,11 +237,87 @@ def test_random_patterns_do_not_depend_on_where_they_were_interrupted(tmp_path):
 
 
 def test_the_readmes_results_are_what_the_committed_runs_give():
-    rows = [row for runs in load_runs(RESULTS).values() for row in rows_of(runs)]
-    if not rows:
+    found = load_runs(RESULTS)
+    if not found:
         pytest.skip("no runs are committed yet")
+    rows = [row for runs in found.values() for row in rows_of(runs)]
     section = README.read_text().partition(START)[2].partition(END)[0]
-    assert section.strip() == summary(rows, RESULTS / "perf.json"), "run `python -m benchmarks report`"
+    assert section.strip() == summary(rows), "run `python -m benchmarks report`"
+
+
+def headline_row(key, scale="cpu"):
+    name, arm, metric = key
+    return Row(name, arm, metric, 0.5, "≥ 0.7", 0.625, 0.01, 3, scale, "digits", 1.0, "missed")
+
+
+def test_the_readme_has_a_line_for_each_headline_and_names_one_that_is_not_there():
+    rows = [headline_row(key) for key in HEADLINES]
+    others = [headline_row(("ewc-fig2b", "sgd", "mean after 10 tasks")), headline_row(next(iter(HEADLINES)), "smoke")]
+    lines = summary([*others, *reversed(rows)]).splitlines()
+    assert len(lines) == 2 + len(HEADLINES)
+    for line, (figure, what) in zip(lines[2:], HEADLINES.values(), strict=True):
+        assert line == f"| {figure} | {what} | 0.5 | 0.625 ± 0.01 | 3 | ≥ 0.7: **missed** |"
+    assert {name.partition("-")[0] for name, *_ in HEADLINES} == {"ewc", "rl", "progressive", "dgr", "den"}
+    for k, (name, arm, metric) in enumerate(HEADLINES):
+        with pytest.raises(ValueError, match=rf"row '{arm}', '{metric}' of {name}, which is not there: run `python"):
+            summary([*others[1:], *rows[:k], *rows[k + 1 :]])
+
+
+def overview_runs():
+    """Two seeds of both arms of each panel: seed + arm, whatever is drawn."""
+    found = {}
+    for panel in PANELS:
+        for seed in (0, 1):
+            for k, arm in enumerate(panel.arms):
+                values = [(seed + k) / 4] * 10
+                found.setdefault((panel.experiment, "cpu"), []).append(
+                    Run(
+                        experiment=panel.experiment,
+                        scale="cpu",
+                        arm=arm,
+                        seed=seed,
+                        settings={},
+                        data="digits",
+                        versions={},
+                        device="cpu",
+                        threads=1,
+                        seconds=1.0,
+                        commit="abc",
+                        date="2026-01-01T00:00:00+00:00",
+                        measurements=dict.fromkeys(("mean", "final", "so_far"), values)
+                        | {"matrix": [values[: n + 1] for n in range(10)]},
+                    )
+                )
+    return found
+
+
+def test_the_overview_draws_the_mean_over_seeds_of_plain_training_and_of_each_method():
+    figure = overview(overview_runs())
+    assert len(figure.axes) == len(PANELS) == 4
+    for axes in figure.axes:
+        plain, method = axes.lines
+        np.testing.assert_array_equal(plain.get_xydata(), [[k, 0.125] for k in range(1, 11)])
+        np.testing.assert_array_equal(method.get_ydata(), [0.375] * 10)
+
+
+def test_the_overview_is_not_drawn_where_an_arm_is_missing():
+    for key, runs in overview_runs().items():
+        for arm in {run.arm for run in runs}:
+            found = overview_runs() | {key: [run for run in runs if run.arm != arm]}
+            assert overview(found) is None
+    assert overview({}) is None
+
+
+def test_report_writes_the_overview_where_it_can_be_drawn(results, tmp_path, monkeypatch):
+    quiet, drawn = Console(file=io.StringIO()), overview(overview_runs())
+    assert report(results, out=tmp_path, console=quiet) == 0
+    assert not (tmp_path / "overview.png").exists()
+    monkeypatch.setattr("benchmarks.report.results.overview", lambda found: drawn)
+    assert report(results, out=tmp_path, console=quiet) == 0
+    content = (tmp_path / "overview.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert b"Software" not in content
+    assert "2 figures" in quiet.file.getvalue()
 
 
 def test_the_readme_section_is_replaced_and_the_rest_kept(tmp_path):

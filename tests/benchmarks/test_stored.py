@@ -12,7 +12,7 @@ from benchmarks.__main__ import main
 from benchmarks.harness.experiment import Context, Run, plain_settings
 from benchmarks.harness.jobs import RESULTS, Job, Plan, open_jobs
 from benchmarks.harness.registry import find_experiment
-from benchmarks.harness.stored import arms_of, load_runs, made_of, path_of, rows_of, smoke_only
+from benchmarks.harness.stored import arms_of, load_runs, made_of, path_of, rows_of, smoke_only, strangers
 
 PATTERNS = find_experiment("ewc-patterns")
 SETTINGS = dataclasses.replace(PATTERNS.scales["smoke"], n=60)
@@ -111,9 +111,9 @@ def test_an_arm_or_a_scale_that_the_experiment_has_not_is_named(results, capsys)
     status, errors = reported(results, capsys)
     assert status == 2
     assert errors == [
-        f"error: {arm}: no arm 'ewcc', did you mean 'ewc'?; there are: ewc, sgd; remove it, or add the arm to "
+        f"error: {arm}: no arm 'ewcc' (did you mean 'ewc'?); there are: ewc, sgd; remove it, or add the arm to "
         "ewc-patterns",
-        f"error: {scale}: no scale 'cpuu', did you mean 'cpu'?; there are: smoke, cpu, paper; remove it, or add the "
+        f"error: {scale}: no scale 'cpuu' (did you mean 'cpu'?); there are: smoke, cpu, paper; remove it, or add the "
         "scale",
     ]
 
@@ -257,13 +257,29 @@ def test_only_smoke_runs_are_no_results(results, capsys):
     assert smoke_only(results) == ["ewc-patterns"]
     assert main(["report", "--results", str(results)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert f"Only smoke runs found in {results} (ewc-patterns), which are no results" in said
+    assert said == f"Only smoke runs found in {results} of ewc-patterns, which are no results."
     assert main(["report", "--json", "--results", str(results)]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out) == []
-    assert "Only smoke runs found" in printed.err
-    assert main(["report", "--results", str(results / "none")]) == 0
-    assert "No runs in" in capsys.readouterr().out
+    assert "Only smoke runs found" in " ".join(printed.err.split())
+
+
+def test_where_there_is_nothing_the_report_says_so(results, tmp_path, capsys):
+    assert main(["report", "--results", str(tmp_path / "none")]) == 0
+    assert "none; `python -m benchmarks run NAME` makes some." in " ".join(capsys.readouterr().out.split())
+    path = results / "ewc-patterns" / "cpu" / "ewc-seed0.json"
+    assert main(["report", "--results", str(path)]) == 2
+    assert capsys.readouterr().err == f"error: --results must be a folder, got {path}\n"
+
+
+def test_a_folder_that_no_experiment_has_is_mentioned(results, capsys):
+    shutil.copytree(results / "ewc-patterns", results / "ewc-paterns")
+    assert strangers(results) == ["ewc-paterns"]
+    assert main(["report", "--csv", "--results", str(results)]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 5
+    strange = results / "ewc-paterns"
+    assert printed.err.startswith(f"{strange} is left out: no experiment has that name (did you mean 'ewc-patterns'")
 
 
 def test_every_stored_run_makes_rows_alone():

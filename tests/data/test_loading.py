@@ -169,8 +169,8 @@ def test_other_data_are_read_once(digits_arrays):
         for experience in benchmark.train_stream:
             strategy.train(experience)
             strategy.eval(benchmark.test_stream)
-    # For each stream, whose label maps are objects of their own: each experience, and 256 samples of it to compare.
-    assert data.reads == 2 * (40 + 2 * 256)
+    # For each stream, whose label maps are objects of their own: each experience, and 288 samples of it to compare.
+    assert data.reads == 2 * (40 + 2 * 288)
 
 
 def test_the_cache_is_bounded():
@@ -186,7 +186,18 @@ def test_the_cache_is_bounded():
     strategy.train(benchmark.train_stream[1])
     assert data.reads == before
     strategy.train(benchmark.train_stream[0])
-    assert data.reads == before + 20 + 256
+    assert data.reads == before + 20 + 288
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_data_that_do_not_fit_are_left_to_avalanches_loader(short, caplog):
+    _, benchmark = _picture_benchmark()
+    plugin = InMemoryLoaderPlugin(cache_bytes=20 * (64 * 4 + 8) - short)
+    ours = run(benchmark, plugin)
+    assert_same(ours, run(benchmark))
+    assert (TensorLoader in ours[0].loaders) == (not short)
+    assert caplog.text.count("take more than the cache_bytes") == short
+    assert sum(column.nbytes for columns, _ in plugin._cache.values() for column in columns) <= plugin.cache_bytes
 
 
 class ResumableNaive(Resumable, Naive):
@@ -196,12 +207,14 @@ class ResumableNaive(Resumable, Naive):
 class SaveAt(SupervisedPlugin):
     """Save once, at one iteration of the second epoch."""
 
+    __constants__ = ("path", "iteration")
+
     def __init__(self, path=None, iteration=0):
         super().__init__()
         self.path, self.iteration = path, iteration
 
     def safe_point(self, strategy):
-        if (strategy.progress["epoch"], strategy.progress["iteration"]) == (1, self.iteration) and self.path:
+        if (strategy.progress.epoch, strategy.progress.iteration) == (1, self.iteration) and self.path:
             save_checkpoint(strategy, self.path)
 
 

@@ -51,7 +51,9 @@ def test_numbers(name):
         ("split", None, TypeError, "True or False, got None"),
         ("expand", "always", ValueError, "'dynamic', 'constant' or None, got 'always'"),
         ("expand", False, ValueError, "'dynamic', 'constant' or None, got False"),
-        ("drift_step", "both", ValueError, "'gradient' or 'proximal', got 'both'"),
+        ("penalty_step", "both", ValueError, "'gradient' or 'proximal', got 'both'"),
+        ("seed", -1, ValueError, "an integer >= 0 .*, or None for torch's global generator, got -1"),
+        ("seed", True, TypeError, "an integer >= 0 .*, or None for torch's global generator, got True"),
         ("validation_stream", 3, TypeError, "a sequence of experiences, or None, got 3"),
     ],
 )
@@ -70,6 +72,7 @@ def test_the_plugins_other_arguments(name, value, error, text):
         ("features", 0, ValueError, "features must be an integer >= 1"),
         ("features", 9.0, TypeError, "features must be an integer >= 1"),
         ("features", True, TypeError, "features must be an integer >= 1"),
+        ("seed", 1.5, TypeError, "seed must be an integer >= 0 .*, or None for torch's global generator, got 1.5"),
         ("features", 10, ValueError, "features must be a multiple of the last layer's 9 units, got 10"),
     ],
 )

@@ -248,6 +248,7 @@ def values(net):
     [
         ({"stamps": None}, "entry 'stamps' must be a list of integers for each layer"),
         ({"stamps": [[1] * 14]}, "the network has 2 hidden layers, the state 1"),
+        ({"stamps": [[1] * 12 + [2, 1], [1] * 9 + [2] * 2]}, "units whose stamps are not in order"),
         ({"splits": [[0] * 3, [0] * 11]}, "stamps and splits of different numbers of units"),
         ({"splits": [["a"] * 14, [0] * 11]}, "entry 'splits' must be a list of integers for each layer"),
         ({"heads": {"0": [9]}}, "entry 'heads' must be a dict of inputs and outputs"),
@@ -296,6 +297,39 @@ def test_a_load_that_is_interrupted_leaves_the_network_as_it_was(kind, error, mo
     assert torch.equal(fresh(x, 0), logits)
     fresh.load_state_dict(net.state_dict())
     assert torch.equal(fresh(x, 1), net(x, 1))
+
+
+@pytest.mark.parametrize("phase", ["first", "head", "retraining", "expansion", "drift", "split"])
+def test_an_interrupted_task_can_be_trained_again(digits_split, phase):
+    """And saved and evaluated in between; then every parameter is trained, once, and units are in order."""
+
+    class Interrupt(SupervisedPlugin):
+        def after_training_iteration(self, strategy, **kwargs):
+            if self.armed and strategy.den.phase.name == phase and strategy.clock.train_epoch_iterations == 2:
+                self.armed = False
+                raise KeyboardInterrupt
+
+    interrupt = Interrupt()
+    interrupt.armed = phase == "first"
+    strategy = build(plugins=[InMemoryLoaderPlugin(), interrupt], drift_threshold=1e-3, max_splits=2)
+    for number in range(2):
+        if number == 1:
+            interrupt.armed = phase != "first"
+        try:
+            strategy.train(digits_split.train_stream[number])
+        except KeyboardInterrupt:
+            assert all(p.isfinite().all() for p in strategy.model.parameters())
+            strategy.eval(digits_split.test_stream[: number + 1])
+            strategy.train(digits_split.train_stream[number])
+    assert not interrupt.armed
+    assert strategy.model.labels == [0, 1]
+    assert strategy.model.stand_in is None
+    assert strategy.den.phase is None
+    assert [entry["label"] for entry in strategy.den.history] == [0, 1]
+    held = [p for group in strategy.optimizer.param_groups for p in group["params"]]
+    assert len(held) == len({id(p) for p in held})
+    assert {id(p) for p in held} == {id(p) for p in strategy.model.parameters()}
+    assert all(layer.stamps == sorted(layer.stamps) for layer in strategy.model.hidden)
 
 
 class Autocast(DynamicallyExpandableNetwork):

@@ -300,12 +300,12 @@ def test_ablations(digits_split):
     assert float((weights(strategy.model, 0) - weights(before, 0)).norm()) < 0.2 * far[0.0]
 
 
-def test_a_proximal_drift_step_holds_what_the_gradient_shakes(digits_split):
+def test_a_proximal_penalty_step_holds_what_the_gradient_shakes(digits_split):
     """At a large lambda Adam moves weights by the learning rate in each step; pulled back, old ones stay."""
     options = {"drift_lambda": 1e5, "retraining_drift": 1e5, "l1": 0.0, "drift_threshold": 1.0, "epochs": 5}
     far, accuracy = {}, {}
     for step in ("gradient", "proximal"):
-        strategy, watch, before = two_tasks(digits_split, drift_step=step, **options)
+        strategy, watch, before = two_tasks(digits_split, penalty_step=step, **options)
         assert watch.steps == ["head", "retraining", "expansion", "drift"]
         first = weights(strategy.model, 0)[: WIDTHS[0]]
         far[step] = float((first - weights(before, 0)).abs().max())
@@ -341,7 +341,7 @@ def test_the_loss_shows_the_penalty_of_a_proximal_step(digits_split):
                 self.added.append((float(strategy.loss.detach()) - self.before, float(sum(squares).detach())))
 
     loss = Loss()
-    strategy = build(plugins=[loss], drift_step="proximal", drift_lambda=0.5, expand=None)
+    strategy = build(plugins=[loss], penalty_step="proximal", drift_lambda=0.5, expand=None)
     strategy.train(digits_split.train_stream[:2])
     assert max(squares for _, squares in loss.added) > 1e-2
     for added, squares in loss.added:
@@ -374,8 +374,8 @@ def test_bad_use(digits_split, digits_permuted):
     for name in ("expand_by", "max_splits"):
         with pytest.raises(ValueError, match=f"{name} must be one number or 2, one for each hidden layer, got"):
             build(**{name: (1, 2, 3)}).train(digits_split.train_stream[0])
-    unknown = build(drift_step="proximal", optimizer=torch.optim.Adagrad)
-    with pytest.raises(ValueError, match=r"drift_step='proximal' knows .*not Adagrad: use drift_step='gradient'"):
+    unknown = build(penalty_step="proximal", optimizer=torch.optim.Adagrad)
+    with pytest.raises(ValueError, match=r"penalty_step='proximal' knows .*not Adagrad: use penalty_step='gradient'"):
         unknown.train(digits_split.train_stream[0])
     assert unknown.model.labels == []
     for template in (JointTraining, Cumulative):

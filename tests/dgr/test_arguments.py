@@ -15,7 +15,7 @@ from avl_plugins import DGR, VAE, WGANGP
 from avl_plugins.dgr.frechet import small_classifier
 from avl_plugins.dgr.networks import conv_critic, conv_decoder, conv_encoder, mlp_critic, mlp_decoder, mlp_encoder
 from avl_plugins.dgr.plugin import DGRPlugin
-from avl_plugins.dgr.scholar import Scholar, Solver
+from avl_plugins.dgr.scholar import Answers, Scholar, Solver, replay_loss
 
 NOT_COUNTS = [0, -1, 1.5, 2.0, True, None, "3", math.nan, math.inf]
 NOT_POSITIVE = [0, -1.0, math.nan, math.inf, -math.inf, True, None, "2", 1j]
@@ -69,7 +69,7 @@ TABLE = [
     # What is made, with which argument, and values of it that are refused.
     (plugin, "replay", ["real", None, 1]),
     (plugin, "replay_ratio", ["t", 0, -0.1, 1.1, math.nan, math.inf, True, None]),
-    (plugin, "labels", ["medium", None, True]),
+    (plugin, "answers", ["medium", None, True]),
     (plugin, "temperature", NOT_POSITIVE),
     (plugin, "generator_iterations", NOT_COUNTS),
     (plugin, "replay_batch_size", [value for value in NOT_COUNTS if value is not None]),
@@ -117,7 +117,7 @@ TABLE = [
         for name in ("shape", "units")
     ],
     *[(teach, name, NOT_COUNTS) for name in ("iterations", "batch_size")],
-    (teach, "labels", ["medium", None]),
+    (teach, "answers", ["medium", None]),
     (teach, "temperature", NOT_POSITIVE),
     (sample, "n", NOT_COUNTS),
     (sample, "balanced", NOT_FLAGS),
@@ -147,6 +147,52 @@ def test_a_generator_of_ones_own_has_attributes_that_can_be(attribute, value):
     setattr(generator, attribute, value)
     with pytest.raises((TypeError, ValueError), match=f"^generator.{attribute} must be "):
         DGRPlugin(generator=generator)
+
+
+def strategy(**options):
+    model = net()
+    return DGR(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), generator=vae(), **options)
+
+
+def loss(**options):
+    x = torch.arange(128.0).reshape(2, 64).sin()
+    replayed = Answers(x, [(None, x[:, :10])])
+    return float(replay_loss(lambda x: x[:, 10:20], replayed, temperature=2.0, **options))
+
+
+def taught(**options):
+    torch.manual_seed(0)
+    return teach(iterations=3, generator=torch.Generator().manual_seed(0), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("DGRPlugin", lambda **o: plugin(**o).answers),
+        ("DGR", lambda **o: strategy(**o).dgr.answers),
+        ("replay_loss", loss),
+        ("teach", taught),
+    ],
+)
+def test_the_old_word_for_answers(name, make):
+    """It does what the new one does, for one release."""
+    with pytest.warns(DeprecationWarning, match=f"^{name}: labels is called answers now$"):
+        old = make(labels="soft")
+    assert old == make(answers="soft") != make(answers="hard")
+
+
+def test_reprs_say_what_was_set():
+    generator = make_gan(lr=1e-3, betas=[0.5, 0.9], average=0.99)
+    assert repr(generator) == "WGANGP(generator=<Linear>, critic=<Linear>, latent=4, lr=0.001, average=0.99)"
+    assert repr(make_vae(lr=0.1, data_range=(0, 1))) == (
+        "VAE(encoder=<Linear>, decoder=<Linear>, latent=4, data_range=(0.0, 1.0), lr=0.1)"
+    )
+    assert repr(plugin(replay_ratio=0.5, balanced=True)) == (
+        "DGRPlugin(generator=<VAE>, replay_ratio=0.5, balanced=True)"
+    )
+    assert repr(DGRPlugin(replay="exact", answers="soft", seed=0)) == (
+        "DGRPlugin(replay='exact', answers='soft', seed=0)"
+    )
 
 
 def test_positional_arguments_are_refused():

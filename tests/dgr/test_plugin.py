@@ -29,10 +29,10 @@ def test_replay_loss_by_hand():
     model = nn.Linear(3, 5).double()
     x, old = torch.randn(6, 3).double(), torch.randn(6, 4).double()
     answers = Answers(x, [(None, old)])
-    hard = replay_loss(model, answers, labels="hard", temperature=2.0)
+    hard = replay_loss(model, answers, answers="hard", temperature=2.0)
     torch.testing.assert_close(hard, F.cross_entropy(model(x), old.argmax(1)))
     old[:, [1, 3]] = float("-inf")  # not known then
-    soft = replay_loss(model, Answers(x, [(None, old)]), labels="soft", temperature=3.0)
+    soft = replay_loss(model, Answers(x, [(None, old)]), answers="soft", temperature=3.0)
     p = (old[:, [0, 2]] / 3).softmax(1)
     q = (model(x) / 3).softmax(1)[:, [0, 2]]
     torch.testing.assert_close(soft, -9 * (p * q.log()).sum(1).mean())
@@ -93,13 +93,13 @@ def test_loss_is_the_papers_equation_1(digits_classes):
         assert total == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("labels", ["hard", "soft"])
-def test_gradients_are_the_same_in_either_order_with_ewc(digits_classes, labels):
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_gradients_are_the_same_in_either_order_with_ewc(digits_classes, kind):
     """r grad L + (1 - r) grad L' + grad penalty, whichever plugin comes first."""
     gradients = []
     for order in (1, -1):
         torch.manual_seed(3)
-        ours = DGRPlugin(generator=vae(), generator_iterations=5, labels=labels, replay_ratio=0.3)
+        ours = DGRPlugin(generator=vae(), generator_iterations=5, answers=kind, replay_ratio=0.3)
         plugins = [ours, EWCPlugin(ewc_lambda=50.0)][::order]
         strategy = build(strategy=Naive, plugins=plugins)
         with pytest.warns(UserWarning, match="EWC fails in class-incremental"):
@@ -201,7 +201,7 @@ def test_soft_labels_keep_old_classes(digits_classes, grows):
         strategy.eval(digits_classes.test_stream)
         return strategy.evaluator.get_last_metrics()["Top1_Acc_Stream/eval_phase/test_stream/Task000"]
 
-    soft = accuracy(generator=None, replay="exact", labels="soft")
+    soft = accuracy(generator=None, replay="exact", answers="soft")
     plain = accuracy(strategy=Naive)
     assert plain < 0.3
     assert soft > plain + 0.4
@@ -231,10 +231,10 @@ def test_multi_head_answers_with_every_old_head(digits_split):
     with torch.no_grad():
         assert all(torch.equal(logits, model(x, head)) for head, logits in solver.logits(x))
     answers = Answers(x, solver.logits(x))
-    loss = replay_loss(model, answers, labels="hard", temperature=1.0)
+    loss = replay_loss(model, answers, answers="hard", temperature=1.0)
     each = [F.cross_entropy(model(x, head), logits.argmax(1)) for head, logits in answers.heads]
     torch.testing.assert_close(loss, sum(each) / 3)
-    soft = replay_loss(model, answers, labels="soft", temperature=2.0)
+    soft = replay_loss(model, answers, answers="soft", temperature=2.0)
     each = [F.cross_entropy(model(x, head) / 2, (logits / 2).softmax(1)) for head, logits in answers.heads]
     torch.testing.assert_close(soft, 4 * sum(each) / 3)
 

@@ -85,9 +85,9 @@ def test_hard_answers_by_hand(case, grown, dtype):
     if targets.dtype.is_floating_point:
         targets = type(targets)(targets.shape, dtype)
         answers.targets = targets
-    found = replay_loss(model, answers, labels="hard", temperature=2.0, criterion=criterion)
+    found = replay_loss(model, answers, answers="hard", temperature=2.0, criterion=criterion)
     torch.testing.assert_close(found.double(), by_hand(old, new))
-    own = replay_loss(model, answers, labels="hard", temperature=2.0)
+    own = replay_loss(model, answers, answers="hard", temperature=2.0)
     torch.testing.assert_close(own.double(), by_hand(old, new))
 
 
@@ -97,7 +97,7 @@ def test_soft_answers_by_hand(grown, dtype):
     temperature = 3.0
     for shape in ("classes", "values"):
         answers, model, old, new = answers_and_new(Bernoulli(shape), dtype, new_width=grown)
-        found = replay_loss(model, answers, labels="soft", temperature=temperature)
+        found = replay_loss(model, answers, answers="soft", temperature=temperature)
         p = (old / temperature).sigmoid()
         if shape == "classes":
             p = torch.cat([p, torch.zeros(6, grown - 3, dtype=dtype)], 1)
@@ -105,7 +105,7 @@ def test_soft_answers_by_hand(grown, dtype):
         torch.testing.assert_close(found.double(), expected)
     answers, model, old, new = answers_and_new(Gaussian("values"), dtype, new_width=grown)
     huber = F.smooth_l1_loss
-    found = [replay_loss(model, answers, labels=k, temperature=3.0, criterion=huber) for k in ("hard", "soft")]
+    found = [replay_loss(model, answers, answers=k, temperature=3.0, criterion=huber) for k in ("hard", "soft")]
     assert found[0] == found[1] == huber(new[:, :3], old), "means have no temperature"
 
 
@@ -138,10 +138,10 @@ def test_maps_are_answered_place_by_place(dtype):
     def places(z):
         return z.permute(0, 2, 3, 1).reshape(-1, 4)
 
-    for labels in ("hard", "soft"):
-        found = replay_loss(new, Answers(x, [(None, old)]), labels=labels, temperature=2.0)
+    for kind in ("hard", "soft"):
+        found = replay_loss(new, Answers(x, [(None, old)]), answers=kind, temperature=2.0)
         flat = Answers(x, [(None, places(old))])
-        expected = replay_loss(lambda x: places(new(x)), flat, labels=labels, temperature=2.0)
+        expected = replay_loss(lambda x: places(new(x)), flat, answers=kind, temperature=2.0)
         torch.testing.assert_close(found, expected)
     assert Categorical().classes(old) is None
 
@@ -227,7 +227,7 @@ def test_the_likelihood_is_the_criterions_or_the_one_asked_for():
             choose_likelihood(asked, criterion)
 
 
-@pytest.mark.parametrize("labels", ["hard", "soft"])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
 @pytest.mark.parametrize(
     ("targets", "width", "agree"),
     [
@@ -238,7 +238,7 @@ def test_the_likelihood_is_the_criterions_or_the_one_asked_for():
         (Gaussian("values", torch.float32), 3, lambda a, b: (a - b).abs().max() < 0.1),
     ],
 )
-def test_a_scholar_teaches_what_its_outputs_mean(labels, targets, width, agree):
+def test_a_scholar_teaches_what_its_outputs_mean(kind, targets, width, agree):
     """With the likelihood's own criterion, also after its solver has been through a state."""
     model = nn.Linear(5, width)
     solver = solver_from_state(model, solver_state(Solver(model, classes=None, targets=targets)))
@@ -246,7 +246,7 @@ def test_a_scholar_teaches_what_its_outputs_mean(labels, targets, width, agree):
     scholar = Scholar(lambda n, generator: torch.randn(n, 5, generator=generator), solver)
     pupil = nn.Linear(5, width)
     losses = scholar.teach(
-        pupil, torch.optim.Adam(pupil.parameters(), lr=0.05), iterations=150, batch_size=50, labels=labels
+        pupil, torch.optim.Adam(pupil.parameters(), lr=0.05), iterations=150, batch_size=50, answers=kind
     )
     assert losses[-1] < losses[0]
     x = torch.randn(200, 5)

@@ -5,8 +5,9 @@ import logging
 
 import pytest
 import torch
-from fisher_cases import ALL_MODELS, Cell, Experts, assert_same, batches, make, two_heads
+from fisher_cases import ALL_MODELS, assert_same, batches, make
 from reference import fisher_reference
+from routing_cases import Cell, Experts, two_heads
 from torch import nn
 from torch.nn import functional
 

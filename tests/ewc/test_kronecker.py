@@ -6,12 +6,15 @@ import warnings
 
 import pytest
 import torch
-from fisher_cases import MODELS, Cell, Experts, assert_same, batches, make, two_heads
+from fisher_cases import MODELS, assert_same, batches, make
 from reference import block_reference, factors_reference
+from routing_cases import Cell, Experts, two_heads
 from torch import nn
 
 from avl_plugins.ewc.fisher import diagonal_fisher
 from avl_plugins.ewc.kronecker import kronecker_fisher
+from avl_plugins.ewc.kronecker_penalty import KroneckerPenalty
+from avl_plugins.ewc.kronecker_proximal import kronecker_proximal_step_
 from avl_plugins.ewc.likelihood import Categorical
 
 with warnings.catch_warnings():  # it uses torch.jit, which is deprecated
@@ -76,7 +79,7 @@ def linear_net():
 
 
 @pytest.mark.parametrize("labels", LABELS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FACTORED)
 def test_equals_the_loops_over_samples_and_positions(name, labels):
     model, x, y = make(name)
     diagonal = diagonal_fisher(model, [(x, y)], labels=labels, generator=generator())
@@ -326,6 +329,26 @@ def test_factors_are_symmetric_and_half_precision_adds_up_in_single():
     assert half.inputs.dtype == half.outputs.dtype == torch.bfloat16
     torch.testing.assert_close(half.inputs.float(), block.inputs, rtol=0.02, atol=0.02)
     torch.testing.assert_close(half.outputs.float(), block.outputs, rtol=0.05, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("name", ["mlp", "conv, stride, dilation, groups", "gru", "attention"])
+def test_cuda_equals_cpu(name):
+    model, x, y = make(name)
+    there = copy.deepcopy(model).cuda()
+    expected, fisher = (kronecker_fisher(m, [(x, y)], labels="sampled") for m in (model, there))
+    for layer, block in expected.blocks.items():
+        assert fisher.blocks[layer].inputs.is_cuda
+        assert_factors(fisher.to(dict(model.named_parameters())).blocks[layer], (block.inputs, block.outputs))
+    values = []
+    for m, f in ((model, expected), (there, fisher)):
+        penalty, theta = KroneckerPenalty(), dict(m.named_parameters())
+        penalty.recentre(f, {n: 0 * p for n, p in theta.items()}, scale=10.0)
+        optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+        penalty.value(theta).backward()
+        kronecker_proximal_step_(penalty, optimizer, theta)
+        values.append(penalty.value(theta).detach().cpu())
+    torch.testing.assert_close(*values)
 
 
 # ---------------------------------------------------------------------- what can be made of it

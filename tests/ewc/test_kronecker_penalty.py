@@ -178,18 +178,24 @@ def test_groups_may_be_added_but_not_grow() -> None:
     penalty.merge(KroneckerFisher({"c": block(g, larger, 3)}, {}), tensors(g, larger))  # apart, they need no sum
 
 
-def test_distance_by_names_counts_the_terms_that_have_one_of_them() -> None:
+def test_distance_by_names_is_of_the_terms_that_have_one_of_them() -> None:
     g = generator()
     penalty = KroneckerPenalty()
     for _ in range(2):
         penalty.merge(fisher(g, SHAPES), tensors(g, SHAPES))
-    theta = tensors(g, SHAPES)
+    theta = {n: t.requires_grad_() for n, t in tensors(g, SHAPES).items()}
     whole, fc, conv, norm = (penalty.distance(theta, n) for n in (None, ["fc.bias"], ["conv.weight"], ["norm"]))
     torch.testing.assert_close(fc + conv + norm, whole)
     assert torch.equal(fc, penalty.distance(theta, ["fc.weight", "fc.bias", "other"]))
     assert penalty.distance(theta, []).item() == 0.0
-    assert float(penalty.value(theta)) == pytest.approx(float(whole) + penalty.constant)
+    for names in ([], ["fc.bias"], ["norm", "conv.weight"], list(SHAPES)):
+        parts = penalty.distance(theta, names), penalty.distance_without(theta, names)
+        torch.testing.assert_close(sum(parts), whole)
+    torch.testing.assert_close(penalty.value(theta), whole + penalty.constant)
     assert penalty.constant > 0
+    of_bias = torch.autograd.grad(fc, list(theta.values()), allow_unused=True)
+    assert [g is not None for g in of_bias] == [n == "fc.bias" for n in theta]
+    torch.testing.assert_close(of_bias[1], torch.autograd.grad(whole, theta["fc.bias"])[0])
 
 
 def test_add_gradient_scales_and_leaves_frozen_and_unnamed_parameters() -> None:

@@ -335,7 +335,7 @@ class OtherSGD(SGD):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (torch.optim.Adagrad, "not Adagrad: use step='gradient'"),
+        (torch.optim.Adagrad, "not Adagrad: use penalty_step='gradient'"),
         (torch.optim.NAdam, "not NAdam"),
         (OtherSGD, "not OtherSGD"),
         (lambda p: SGD(p, lr=0.1, maximize=True), "maximize=False"),

@@ -119,7 +119,7 @@ class GradientPenalty(SupervisedPlugin):
 @pytest.mark.parametrize("step", ["gradient", "proximal"])
 def test_beside_a_plugin_that_differentiates_the_loss(digits_permuted: Any, step: Any) -> None:
     torch.manual_seed(0)
-    model, ewc, twice = mlp(), EWCPlugin(ewc_lambda=30.0, step=step), GradientPenalty()
+    model, ewc, twice = mlp(), EWCPlugin(ewc_lambda=30.0, penalty_step=step), GradientPenalty()
     first, second = digits_permuted.train_stream[:2]
     strategy = naive(model, ewc)
     strategy.train(first, eval_streams=[])

@@ -30,7 +30,7 @@ def test_three_tasks_equal_explicit_ewc(digits_permuted: Any, labels: str) -> No
     model = nn.Sequential(ToFloat64(), *mlp().double())
     slow, penalty = copy.deepcopy(model), QuadraticReference()
     optimizer = sgd(slow)
-    plugin, record = EWCPlugin(ewc_lambda=30.0, labels=labels), Record()
+    plugin, record = EWCPlugin(ewc_lambda=30.0, fisher_labels=labels), Record()
     strategy = naive(model, plugin, record)
     expected: list[float] = []
     for experience in digits_permuted.train_stream:
@@ -51,7 +51,7 @@ def test_penalty_is_not_zero_after_the_first_task_and_lambda_holds_the_parameter
     for lam in (0.0, 1e5):
         torch.manual_seed(0)
         model = mlp()
-        plugin, record = EWCPlugin(ewc_lambda=lam, importance="uniform", step="proximal"), Record()
+        plugin, record = EWCPlugin(ewc_lambda=lam, importance="uniform", penalty_step="proximal"), Record()
         strategy = naive(model, plugin, record)
         strategy.train(digits_permuted.train_stream[:2], eval_streams=[])
         assert (plugin.last_penalty > 0) == (lam > 0)
@@ -64,7 +64,7 @@ def test_one_call_with_all_experiences_equals_a_call_each(digits_permuted: Any) 
     for together in (True, False):
         torch.manual_seed(3)
         model = mlp()
-        strategy = naive(model, EWCPlugin(ewc_lambda=10.0, labels="sampled", seed=1))
+        strategy = naive(model, EWCPlugin(ewc_lambda=10.0, fisher_labels="sampled", seed=1))
         stream = digits_permuted.train_stream
         for experiences in [stream] if together else list(stream):
             strategy.train(experiences, eval_streams=[])

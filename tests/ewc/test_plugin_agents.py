@@ -46,8 +46,8 @@ def test_a_likelihood_that_cannot_be_used_is_refused_at_the_first_mini_batch(
 
 @pytest.mark.parametrize("labels", ["empirical", "batch"])
 def test_an_agent_has_no_targets(labels: Any) -> None:
-    strategy = actor_critic(plugins=[EWCPlugin(ewc_lambda=1.0, labels=labels)])
-    with pytest.raises(ValueError, match=f"labels='{labels}' needs targets, of which ActorCritic has none"):
+    strategy = actor_critic(plugins=[EWCPlugin(ewc_lambda=1.0, fisher_labels=labels)])
+    with pytest.raises(ValueError, match=f"fisher_labels='{labels}' needs targets, of which ActorCritic has none"):
         strategy.train(two_tasks().train_stream[0])
 
 

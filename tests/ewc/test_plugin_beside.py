@@ -19,7 +19,7 @@ from avl_plugins.ewc.plugin import EWCPlugin
 def test_leaves_gradients_modes_buffers_and_random_state_alone(digits_permuted: Any) -> None:
     # Mistake 6. A frozen BatchNorm stays in eval mode, dropout does not enter, the global generator does not move.
     model = nn.Sequential(nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 10))
-    plugin = EWCPlugin(ewc_lambda=1.0, labels="sampled", max_samples=50)
+    plugin = EWCPlugin(ewc_lambda=1.0, fisher_labels="sampled", max_samples=50)
     strategy = naive(model, plugin)
     strategy.train(digits_permuted.train_stream[0], eval_streams=[])
     strategy.experience = digits_permuted.train_stream[1]
@@ -117,20 +117,22 @@ class Hidden(nn.Module):
         return self.last(torch.relu(h))
 
 
-def test_parameters_hidden_from_the_graph_are_still_penalised(digits_permuted: Any) -> None:
+@pytest.mark.parametrize("curvature", ["diagonal", "kronecker"])
+def test_parameters_hidden_from_the_graph_are_still_penalised(digits_permuted: Any, curvature: Any) -> None:
     ends = []
     for detour in (True, False):
         torch.manual_seed(0)
         model = Hidden()
         model.detour = detour
-        naive(model, EWCPlugin(ewc_lambda=50.0)).train(digits_permuted.train_stream, eval_streams=[])
+        plugin = EWCPlugin(ewc_lambda=50.0, curvature=curvature)
+        naive(model, plugin).train(digits_permuted.train_stream, eval_streams=[])
         ends.append(snapshot(model))
     assert_same(*ends, rtol=1e-5, atol=1e-6)
 
 
 def test_proximal_holds_where_the_gradient_diverges(digits_permuted: Any) -> None:
     torch.manual_seed(0)
-    plugin, record = EWCPlugin(ewc_lambda=1e5, step="proximal"), Record()
+    plugin, record = EWCPlugin(ewc_lambda=1e5, penalty_step="proximal"), Record()
     naive(mlp(), plugin, record).train(digits_permuted.train_stream, eval_streams=[])
     assert max(record.losses) < 10
     torch.manual_seed(0)

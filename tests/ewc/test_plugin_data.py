@@ -28,7 +28,7 @@ from avl_plugins.ewc.plugin import EWCPlugin
 
 def test_batch_labels_are_avalanches_importances(digits_split: Any) -> None:
     # Multi-head too, and with a last batch that is smaller; Avalanche's data loader is not shuffled.
-    theirs, ours = stock.EWCPlugin(1.0), EWCPlugin(ewc_lambda=2.0, labels="batch")
+    theirs, ours = stock.EWCPlugin(1.0), EWCPlugin(ewc_lambda=2.0, fisher_labels="batch")
     strategy = naive(MultiHead(), ours, theirs, train_mb_size=32)
     strategy.train(digits_split.train_stream[:2], eval_streams=[])
     expected = {n: d.data for n, d in theirs.importances[1].items()}

@@ -34,8 +34,12 @@ from avl_plugins.ewc.plugin import EWCPlugin
         ({"ewc_lambda": "1"}, TypeError, "ewc_lambda must be a number >= 0, got '1'"),
         ({"ewc_lambda": True}, TypeError, "ewc_lambda must be a number >= 0, got True"),
         ({"ewc_lambda": None}, TypeError, "ewc_lambda must be a number >= 0, got None"),
-        ({"labels": "true"}, ValueError, "labels must be 'exact', 'sampled', 'empirical' or 'batch', got 'true'"),
-        ({"labels": None}, ValueError, "labels must be 'exact'"),
+        (
+            {"fisher_labels": "true"},
+            ValueError,
+            "fisher_labels must be 'exact', 'sampled', 'empirical' or 'batch', got 'true'",
+        ),
+        ({"fisher_labels": None}, ValueError, "fisher_labels must be 'exact'"),
         ({"importance": "l2"}, ValueError, "importance must be 'fisher' or 'uniform', got 'l2'"),
         ({"mode": "huszar"}, ValueError, "mode='online', gamma=1.0"),
         ({"mode": "online", "gamma": 0}, ValueError, "gamma must be a number > 0 and <= 1, got 0"),
@@ -55,7 +59,7 @@ from avl_plugins.ewc.plugin import EWCPlugin
         ({"fisher_batch_size": -1}, ValueError, "fisher_batch_size must be an integer >= 1"),
         ({"likelihood": "poisson"}, ValueError, "likelihood must be 'categorical', 'bernoulli' or 'gaussian', got"),
         ({"likelihood": 3}, ValueError, "likelihood must be 'categorical', 'bernoulli' or 'gaussian', got 3"),
-        ({"step": "implicit"}, ValueError, "step must be 'gradient' or 'proximal', got 'implicit'"),
+        ({"penalty_step": "implicit"}, ValueError, "penalty_step must be 'gradient' or 'proximal', got 'implicit'"),
         ({"include": 3}, TypeError, "include must be glob patterns over parameter names, a function .* got 3"),
         ({"include": [3]}, TypeError, r"include must be glob patterns .* got \[3\]"),
         ({"include": []}, ValueError, r"include must be one pattern or more, or None, got \[\]"),
@@ -120,7 +124,7 @@ def state_of(strategy: Any, plugin: EWCPlugin) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("labels", ["exact", "sampled"])
 def test_nan_parameters_give_an_error_and_change_nothing(digits_permuted: Any, labels: str) -> None:
-    plugin = EWCPlugin(ewc_lambda=1.0, labels=labels, max_samples=20)
+    plugin = EWCPlugin(ewc_lambda=1.0, fisher_labels=labels, max_samples=20)
     strategy = trained(digits_permuted, plugin)
     with torch.no_grad():
         strategy.model[0].weight[0, 0] = float("nan")
@@ -131,7 +135,7 @@ def test_nan_parameters_give_an_error_and_change_nothing(digits_permuted: Any, l
 
 
 def test_overflow_in_the_merge_changes_nothing(digits_permuted: Any) -> None:
-    plugin = EWCPlugin(ewc_lambda=1.0, labels="sampled")
+    plugin = EWCPlugin(ewc_lambda=1.0, fisher_labels="sampled")
     strategy = trained(digits_permuted, plugin)
     plugin.ewc_lambda = 1e300
     before = state_of(strategy, plugin)
@@ -145,7 +149,7 @@ def test_nan_loss_is_named_before_any_step(digits_permuted: Any) -> None:
     strategy = trained(digits_permuted, plugin)
     strategy.loss = torch.full((1,), float("nan"), requires_grad=True) + 0
     before = state_of(strategy, plugin)
-    with pytest.raises(ValueError, match=r"the loss is nan in experience 1, step .* step='proximal' is stable"):
+    with pytest.raises(ValueError, match=r"the loss is nan in experience 1, step .* penalty_step='proximal' is stable"):
         plugin.before_backward(strategy)
     assert_same(state_of(strategy, plugin), before, rtol=0, atol=0)
 
@@ -178,7 +182,7 @@ def test_proximal_refuses_unknown_optimizers_before_training(digits_permuted: An
     model = mlp()
     before = snapshot(model)
     strategy = naive(
-        model, EWCPlugin(ewc_lambda=1.0, step="proximal"), optimizer=torch.optim.Adagrad(model.parameters())
+        model, EWCPlugin(ewc_lambda=1.0, penalty_step="proximal"), optimizer=torch.optim.Adagrad(model.parameters())
     )
     with pytest.raises(ValueError, match="not Adagrad"):
         strategy.train(digits_permuted.train_stream[0], eval_streams=[])
@@ -213,7 +217,7 @@ def test_nan_in_the_data_is_named(digits_permuted: Any) -> None:
 @pytest.mark.filterwarnings("ignore:You are using plugins that are not compatible")  # Avalanche's, and it goes on
 @pytest.mark.parametrize("processes", [1, 2])
 def test_distributed_runs_are_refused_at_the_first_hook(digits_permuted: Any, monkeypatch: Any, processes: int) -> None:
-    model, plugin = mlp(), EWCPlugin(ewc_lambda=1.0, max_samples=10, step="proximal")
+    model, plugin = mlp(), EWCPlugin(ewc_lambda=1.0, max_samples=10, penalty_step="proximal")
     strategy = naive(model, plugin)
     before = snapshot(model)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -273,7 +277,7 @@ def test_warns_once_of_a_rate_that_is_too_high(digits_permuted: Any) -> None:
     strategy = naive(mlp(), plugin, train_epochs=0)
     strategy.train(digits_permuted.train_stream[0], eval_streams=[])
     plugin.penalty.precision = {n: 25.0 * a for n, a in plugin.penalty.precision.items()}
-    with pytest.warns(UserWarning, match=r"0.1 \* 25 = 2.5 > 2 .* step='proximal'") as seen:
+    with pytest.warns(UserWarning, match=r"0.1 \* 25 = 2.5 > 2 .* penalty_step='proximal'") as seen:
         strategy.train(digits_permuted.train_stream[1:], eval_streams=[])
     assert len(seen) == 1
     model = mlp()

@@ -101,7 +101,7 @@ def test_the_criterions_likelihood_is_taken_and_said_once(
 def test_targets_of_every_form_are_scored(criterion: Any, likelihood: str, y: Tensor, labels: Any) -> None:
     """The squared gradient of a sample's loss, which is -log p."""
     benchmark = data_benchmark(y)
-    plugin, model = EWCPlugin(ewc_lambda=1.0, labels=labels), net(3)
+    plugin, model = EWCPlugin(ewc_lambda=1.0, fisher_labels=labels), net(3)
     naive(model, plugin, criterion=criterion, train_mb_size=1).train(benchmark.train_stream, eval_streams=[])
     log_p: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "categorical": lambda z, y: -functional.cross_entropy(z, y.to(z) if y.ndim else y),
@@ -226,9 +226,9 @@ MISFITS = [
     ({}, net(1, nn.Flatten(0)), nn.CrossEntropyLoss(), CLASSES, "two classes or more"),
     ({}, net(3), nn.CrossEntropyLoss(), NUMBERS, "takes targets of the outputs' shape for probabilities"),
     ({}, net(3), nn.CrossEntropyLoss(), NUMBERS[:, 0], "use likelihood='gaussian'"),
-    ({}, net(12, nn.Unflatten(1, (3, 4))), nn.CrossEntropyLoss(), CLASSES.repeat(4, 1).T, "use labels='sampled'"),
+    ({}, net(12, nn.Unflatten(1, (3, 4))), nn.CrossEntropyLoss(), CLASSES.repeat(4, 1).T, "fisher_labels='sampled'"),
     (
-        {"likelihood": "categorical", "labels": "sampled"},
+        {"likelihood": "categorical", "fisher_labels": "sampled"},
         net(12, SEQUENCE),
         lambda z, y: functional.cross_entropy(z.flatten(0, 1), y.flatten()),
         CLASSES.repeat(4, 1).T,
@@ -239,10 +239,10 @@ MISFITS = [
         net(3),
         nn.L1Loss(),
         NUMBERS,
-        "cannot enumerate Normal .* use labels='sampled'",
+        "cannot enumerate Normal .* fisher_labels='sampled'",
     ),
     (
-        {"likelihood": lambda z: distributions.Normal(z, 1.0), "labels": "sampled"},
+        {"likelihood": lambda z: distributions.Normal(z, 1.0), "fisher_labels": "sampled"},
         net(1),
         nn.L1Loss(),
         NUMBERS[:, 0],
@@ -272,7 +272,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(
 
 def test_classes_last_are_right_through_a_distribution() -> None:
     y = CLASSES.repeat(4, 1).T
-    last = EWCPlugin(ewc_lambda=1.0, labels="empirical", likelihood=lambda z: distributions.Categorical(logits=z))
+    last = EWCPlugin(
+        ewc_lambda=1.0, fisher_labels="empirical", likelihood=lambda z: distributions.Categorical(logits=z)
+    )
     model, benchmark = net(12, SEQUENCE), data_benchmark(y)
     naive(model, last, criterion=lambda z, y: functional.cross_entropy(z.flatten(0, 1), y.flatten())).train(
         benchmark.train_stream, eval_streams=[]
@@ -291,7 +293,7 @@ def test_the_criterions_ignore_index_is_the_fishers() -> None:
     y = CLASSES.repeat(4, 1).T.clone()
     y[::2, 1] = 255
     model, benchmark = net(12, nn.Unflatten(1, (3, 4))), data_benchmark(y)
-    plugin = EWCPlugin(ewc_lambda=1.0, labels="empirical")
+    plugin = EWCPlugin(ewc_lambda=1.0, fisher_labels="empirical")
     naive(model, plugin, criterion=nn.CrossEntropyLoss(ignore_index=255)).train(benchmark.train_stream, eval_streams=[])
 
     def log_p(z: Tensor, y: Tensor) -> Tensor:
@@ -308,7 +310,7 @@ def test_lambda_holds_a_regression_and_its_fisher_is_that_of_least_squares() -> 
     moved = {}
     for lam in (0.0, 1e4):
         torch.manual_seed(0)
-        model, plugin = nn.Linear(64, 1), EWCPlugin(ewc_lambda=lam, step="proximal")
+        model, plugin = nn.Linear(64, 1), EWCPlugin(ewc_lambda=lam, penalty_step="proximal")
         strategy = naive(model, plugin, criterion=nn.MSELoss(), optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
         strategy.train(benchmark.train_stream[0], eval_streams=[])
         expected = {"weight": x.square().mean(0, keepdim=True), "bias": torch.ones(1)}

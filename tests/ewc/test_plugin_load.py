@@ -47,7 +47,7 @@ BROKEN = {
 
 @pytest.mark.parametrize(("entry", "value"), [(entry, value) for entry, values in BROKEN.items() for value in values])
 def test_a_broken_entry_is_named_and_nothing_is_taken(digits_permuted: Any, entry: str, value: Any) -> None:
-    plugin = EWCPlugin(ewc_lambda=1.0, labels="sampled")
+    plugin = EWCPlugin(ewc_lambda=1.0, fisher_labels="sampled")
     trained(digits_permuted, plugin)
     state = {**plugin.state_dict(), "tasks": 7, entry: value}
     before, penalty = flat(copy.deepcopy(plugin.state_dict())), plugin.penalty
@@ -76,10 +76,10 @@ def test_other_settings_are_refused(options: Any, message: str) -> None:
 
 
 def test_a_state_shares_nothing_with_the_plugin_that_takes_it(digits_permuted: Any) -> None:
-    plugin = EWCPlugin(ewc_lambda=1.0, labels="sampled")
+    plugin = EWCPlugin(ewc_lambda=1.0, fisher_labels="sampled")
     trained(digits_permuted, plugin)
     state = plugin.state_dict()
-    other = EWCPlugin(ewc_lambda=1.0, labels="sampled")
+    other = EWCPlugin(ewc_lambda=1.0, fisher_labels="sampled")
     other.load_state_dict(state)
     expected = flat(copy.deepcopy(other.state_dict()))
     for tensors in (state["penalty"]["precision"], state["penalty"]["centre"], state["importances"]):

@@ -30,7 +30,7 @@ from avl_plugins.ewc.strategy import EWC
 def test_a_run_goes_on_from_a_saved_state(digits_permuted: Any, mode: Any) -> None:
     def build() -> tuple[Any, EWCPlugin]:
         torch.manual_seed(0)
-        plugin = EWCPlugin(ewc_lambda=10.0, labels="sampled", mode=mode, max_samples=100)
+        plugin = EWCPlugin(ewc_lambda=10.0, fisher_labels="sampled", mode=mode, max_samples=100)
         return naive(mlp(), plugin), plugin
 
     whole, plugin = build()
@@ -80,7 +80,13 @@ def test_ewc_is_resumed_inside_an_experience(digits_split: Any, tmp_path: Path, 
         torch.manual_seed(0)
         model = MultiHead()
         plugins = [StopAt(stop), CheckpointEvery(tmp_path / "run.pt", epochs=None, iterations=1)]
-        options = {"ewc_lambda": 50.0, "labels": "sampled", "step": step, "train_epochs": 2, "train_mb_size": 20}
+        options = {
+            "ewc_lambda": 50.0,
+            "fisher_labels": "sampled",
+            "penalty_step": step,
+            "train_epochs": 2,
+            "train_mb_size": 20,
+        }
         return naive(model, *plugins, optimizer=Adam(model.parameters(), lr=0.01), cls=EWC, **options)
 
     def run(strategy: Any, start: int = 0) -> None:
@@ -138,11 +144,11 @@ def test_strategy_is_the_template_plus_the_plugin(digits_permuted: Any) -> None:
         model = mlp()
         if ready:
             given: list[Any] = []
-            strategy = naive(model, cls=EWC, ewc_lambda=10.0, labels="empirical")
+            strategy = naive(model, cls=EWC, ewc_lambda=10.0, fisher_labels="empirical")
             assert isinstance(strategy.ewc, EWCPlugin)
             assert given == []
         else:
-            strategy = naive(model, EWCPlugin(ewc_lambda=10.0, labels="empirical"))
+            strategy = naive(model, EWCPlugin(ewc_lambda=10.0, fisher_labels="empirical"))
         strategy.train(digits_permuted.train_stream[:2], eval_streams=[])
         ends.append(snapshot(model))
     assert_same(*ends, rtol=0, atol=0)

@@ -33,7 +33,9 @@ def train_two(benchmark: Any, plugin: EWCPlugin, **options: Any) -> tuple[Any, A
     return strategy, state
 
 
-@pytest.mark.parametrize("options", [{}, {"normalise": True}, {"labels": "sampled"}, {"max_samples": 20}])
+@pytest.mark.parametrize(
+    "options", [{}, {"normalise": True}, {"fisher_labels": "sampled"}, {"max_samples": 20}, {"curvature": "kronecker"}]
+)
 def test_it_gets_no_term_but_counts_and_training_goes_on(digits_permuted: Any, options: Any) -> None:
     plugin = EWCPlugin(ewc_lambda=0.01, **options)
     strategy, before = train_two(digits_permuted, plugin)
@@ -56,7 +58,7 @@ def test_it_gets_no_term_but_counts_and_training_goes_on(digits_permuted: Any, o
 
 
 def test_raise_makes_it_an_error_that_changes_nothing(digits_permuted: Any) -> None:
-    plugin = EWCPlugin(ewc_lambda=10.0, labels="sampled", zero_fisher="raise")
+    plugin = EWCPlugin(ewc_lambda=10.0, fisher_labels="sampled", zero_fisher="raise")
     strategy, before = train_two(digits_permuted, plugin)
     with pytest.raises(ValueError, match=ZERO):
         strategy.train(digits_permuted.train_stream[1], eval_streams=[])

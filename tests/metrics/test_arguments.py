@@ -72,7 +72,7 @@ def test_counts(factory, name, low, none, value):
         (lambda: transfer_metrics(phase="test"), "phase must be 'eval' or 'train', got 'test'"),
         (lambda: transfer_metrics(stream_name=3), "stream_name must be a stream's name, or None, got 3"),
         (lambda: transfer_metrics(baseline=[CURVE]), "baseline must be a dict of learning curves by task label"),
-        (lambda: transfer_metrics(baseline={"1": CURVE}), "label: expected an integer"),
+        (lambda: transfer_metrics(baseline={"1": CURVE}), "label must be an integer"),
         (lambda: transfer_metrics(baseline={1: [0.5, 0.6]}), r"baseline\[1\]\[0\] must be a pair .*, got 0.5"),
         (lambda: transfer_metrics(floor=math.nan), "floor must be a number, got nan"),
         (lambda: transfer_metrics(floor=True), "floor must be a number, got True"),

@@ -29,6 +29,8 @@ def column():
         ("reduction", True, TypeError, "a number > 0, got True"),
         ("alpha_init", math.inf, ValueError, "a number, got inf"),
         ("alpha_init", "0.1", TypeError, "a number, got '0.1'"),
+        ("seed", -1, ValueError, "an integer >= 0 .*, or None for torch's global generator, got -1"),
+        ("seed", 1.0, TypeError, "an integer >= 0 .*, or None for torch's global generator, got 1.0"),
         ("features", 0, ValueError, "an integer >= 1, or None for .*, got 0"),
         ("features", 8.0, TypeError, "an integer >= 1, or None for .*, got 8.0"),
         ("features", True, TypeError, "an integer >= 1, or None for .*, got True"),
@@ -60,7 +62,7 @@ def test_the_plugin(name, value, error, text):
 
 def test_a_curves_shares_are_checked_before_any_is_evaluated():
     net = ProgressiveNetwork(column())
-    net.add_column(0, 2), net.add_column(1, 2)
+    net.add_task(0, 2), net.add_task(1, 2)
     values = {(depth, 0): torch.ones(width) for depth, width in enumerate((10, 8))}
     calls = []
     for bad, error in ((math.nan, ValueError), (1.5, ValueError), (True, TypeError)):
@@ -81,7 +83,7 @@ def test_columns_that_keep_an_activation_are_copied():
     layers, x = nn.Sequential(nn.Linear(6, 10), Keep(), nn.ReLU(), nn.Linear(10, 8)), torch.randn(5, 6)
     layers(x)
     net = ProgressiveNetwork(layers)
-    net.add_column(0, 2), net.add_column(1, 3)
+    net.add_task(0, 2), net.add_task(1, 3)
     expected = net(x, 1)
     assert torch.equal(net.to_single_task(1)(x), expected)
     pruned = prune_laterals(net, 1, {(depth, 0): torch.ones(width) for depth, width in enumerate((10, 8))}, keep=1.0)
@@ -114,7 +116,7 @@ def test_columns_that_cannot_be_made_anew_or_cut():
 def test_a_function_may_make_columns_that_compute_their_weights():
     """Each has weights of its own; frozen ones stay, and one task's part is copied."""
     net = ProgressiveNetwork(lambda index: nn.Sequential(weight_norm(nn.Linear(6, 10)), nn.ReLU()))
-    net.add_column(0, 2), net.add_column(1, 2)
+    net.add_task(0, 2), net.add_task(1, 2)
     x = torch.randn(5, 6)
     first, second = (column.stages[0].layer for column in net.columns)
     assert not torch.equal(first.weight_v, second.weight_v)

@@ -1,5 +1,9 @@
 """Features of frozen columns computed once an experience: the same training, and an error where it would not be."""
 
+import inspect
+import logging
+import re
+
 import pytest
 import torch
 from avalanche.benchmarks import nc_benchmark
@@ -11,7 +15,7 @@ from progressive_runs import UNSEEN, build, column
 from torch import nn
 from torchvision import transforms
 
-from avl_plugins import InMemoryLoaderPlugin, ProgressiveNetwork, ProgressivePlugin
+from avl_plugins import InMemoryLoaderPlugin, Progressive, ProgressiveNetwork, ProgressivePlugin
 
 
 def images(random_transform=False, dtype=torch.float32):
@@ -36,7 +40,9 @@ def test_cached_features_train_as_computed_ones(adapter, loader):
     for cache in (False, True):
         torch.manual_seed(0)
         net = ProgressiveNetwork(conv_column(), adapter=adapter).double()
-        strategy = build(net, plugins=[InMemoryLoaderPlugin()] if loader or not cache else [], cache_frozen=cache)
+        strategy = build(
+            net, plugins=[InMemoryLoaderPlugin()] if loader or not cache else [], cache_bytes=2**32 * cache
+        )
         runs = []
         for k, experience in enumerate(benchmark.train_stream):
             if k == 2:
@@ -54,25 +60,72 @@ def test_cached_features_train_as_computed_ones(adapter, loader):
 @pytest.mark.filterwarnings("ignore:Call to deprecated function update")
 def test_cached_features_are_refused_where_they_would_be_wrong():
     benchmark = images(random_transform=True)
-    strategy = build(ProgressiveNetwork(conv_column()), cache_frozen=True)
+    strategy = build(ProgressiveNetwork(conv_column()), cache_bytes=2**32)
     strategy.train(benchmark.train_stream[0])
-    with pytest.raises(ValueError, match="cache_frozen: the data set's transforms are random"):
+    with pytest.raises(ValueError, match="cache_bytes: the data set's transforms are random"):
         strategy.train(benchmark.train_stream[1])
 
     benchmark = images()
-    strategy = build(ProgressiveNetwork(conv_column()), cache_frozen=True, cache_bytes=1000)
-    strategy.train(benchmark.train_stream[0])
-    need = 40 * (81 + 12) * 4
-    with pytest.raises(ValueError, match=f"cache_bytes: .*40 samples take {need} bytes, more than 1000"):
-        strategy.train(benchmark.train_stream[1])
-
-    replay = build(ProgressiveNetwork(conv_column()), plugins=[ReplayPlugin(20)], cache_frozen=True)
+    replay = build(ProgressiveNetwork(conv_column()), plugins=[ReplayPlugin(20)], cache_bytes=2**32)
     replay.train(benchmark.train_stream[0])
-    with pytest.raises(ValueError, match="cache_frozen: ReplayPlugin uses a loader of its own"):
+    with pytest.raises(ValueError, match="cache_bytes: ReplayPlugin uses a loader of its own"):
         replay.train(benchmark.train_stream[1])
 
     with pytest.raises(ValueError, match="cache_bytes must be an integer >= 0"):
         ProgressivePlugin(cache_bytes=-1)
+
+
+class Noisy(nn.Module):
+    """Random in evaluation mode, too."""
+
+    def forward(self, x):
+        return x + 0.1 * torch.rand_like(x)
+
+
+@pytest.mark.parametrize("loader", [True, False])
+@pytest.mark.parametrize("noisy", [True, False])
+def test_features_that_cannot_be_kept_are_computed_in_each_step(caplog, noisy, loader):
+    """Bit for bit what `cache_bytes=0` gives, with the loader that was there, and the log says why."""
+    need, ends = 40 * (81 + 12) * 4, []
+    caplog.set_level(logging.INFO, logger="avl_plugins.progressive")
+    for size in (0, 2**30 if noisy else need - 1):
+        torch.manual_seed(0)
+        net = ProgressiveNetwork(nn.Sequential(*conv_column(), *[Noisy()] * noisy))
+        strategy = build(net, plugins=[InMemoryLoaderPlugin()] * loader, cache_bytes=size)
+        loaders = []
+        for experience in images().train_stream[:2]:
+            strategy.train(experience)
+            loaders.append(type(strategy.dataloader))
+        ends.append((loaders, [p.clone() for p in net.parameters()]))
+        assert bool(caplog.messages) == bool(size)
+    why = "the layers are random" if noisy else f"cache_bytes: the features of 40 samples take {need} bytes, more than"
+    assert f"features of frozen columns are computed in each step: {why}" in caplog.text
+    (plain_loaders, plain), (loaders, found) = ends
+    assert loaders == plain_loaders
+    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("old", "size"),
+    [
+        ({"cache_frozen": True}, 2**32),
+        ({"cache_frozen": True, "cache_bytes": 1000}, 1000),
+        ({"cache_frozen": False}, 0),
+        ({"cache_frozen": False, "cache_bytes": 1000}, 0),
+    ],
+)
+def test_the_old_keyword_means_what_it_meant(old, size):
+    now = "2**32" if old["cache_frozen"] else "0"
+    text = re.escape(f"ProgressivePlugin: cache_frozen={old['cache_frozen']} is cache_bytes={now} now")
+    with pytest.warns(DeprecationWarning, match=text) as found:
+        assert ProgressivePlugin(**old).cache_bytes == size
+    assert found[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match="^Progressive: cache_frozen"):
+        strategy = build(**old)
+    assert strategy.progressive.cache_bytes == size
+    for kind in (Progressive, ProgressivePlugin):
+        assert "cache_frozen" not in inspect.signature(kind).parameters
+        assert inspect.signature(kind).parameters["cache_bytes"].default == 0
 
 
 def test_a_plugin_that_changes_the_batch_is_told(digits_split):
@@ -82,9 +135,9 @@ def test_a_plugin_that_changes_the_batch_is_told(digits_split):
             strategy.mbatch[1] = strategy.mbatch[1][::2]
             strategy.mbatch[-1] = strategy.mbatch[-1][::2]
 
-    strategy = build(plugins=[Halve()], cache_frozen=True)
+    strategy = build(plugins=[Halve()], cache_bytes=2**32)
     strategy.train(digits_split.train_stream[0])
-    with pytest.raises(ValueError, match="cache_frozen: features of 32 samples, and the batch of 16 is not the one"):
+    with pytest.raises(ValueError, match="cache_bytes: features of 32 samples, and the batch of 16 is not the one"):
         strategy.train(digits_split.train_stream[1])
 
 
@@ -102,9 +155,9 @@ class Change(SupervisedPlugin):
 @pytest.mark.parametrize("change", [lambda batch: batch.__setitem__(0, batch[0] + 1), lambda batch: batch[0].add_(1)])
 def test_a_plugin_that_changes_the_images_is_told(digits_split, change):
     """As many images as before, but the frozen columns' features are not theirs."""
-    strategy = build(plugins=[Change(change)], cache_frozen=True)
+    strategy = build(plugins=[Change(change)], cache_bytes=2**32)
     strategy.train(digits_split.train_stream[0])
-    with pytest.raises(ValueError, match=r"cache_frozen: .* is not the one they were computed from"):
+    with pytest.raises(ValueError, match=r"cache_bytes: .* is not the one they were computed from"):
         strategy.train(digits_split.train_stream[1])
 
 
@@ -120,7 +173,7 @@ def test_an_interrupted_step_leaves_no_features_behind(digits_split):
                 raise KeyboardInterrupt
 
     interrupt = Interrupt()
-    strategy = build(plugins=[interrupt], cache_frozen=True)
+    strategy = build(plugins=[interrupt], cache_bytes=2**32)
     strategy.train(digits_split.train_stream[0])
     interrupt.armed = True
     with pytest.raises(KeyboardInterrupt):
@@ -137,7 +190,7 @@ def test_an_interrupted_step_leaves_no_features_behind(digits_split):
 def test_nothing_is_computed_for_columns_that_are_not_connected(digits_split):
     net = ProgressiveNetwork(column(), adapter=None)
     runs = []
-    strategy = build(net, cache_frozen=True)
+    strategy = build(net, cache_bytes=2**32)
     strategy.train(digits_split.train_stream[0])
     net.columns[0].stages[0].layer.register_forward_hook(lambda *args: runs.append(1))
     strategy.train(digits_split.train_stream[1])
@@ -146,15 +199,15 @@ def test_nothing_is_computed_for_columns_that_are_not_connected(digits_split):
 
 def test_the_loaders_place_among_the_plugins(digits_split):
     """It comes first; after the plugin, and a loader of another plugin's, are told from each other."""
-    late = build(strategy=Naive, plugins=[ProgressivePlugin(cache_frozen=True), InMemoryLoaderPlugin()])
-    with pytest.raises(ValueError, match="cache_frozen: put InMemoryLoaderPlugin before ProgressivePlugin"):
+    late = build(strategy=Naive, plugins=[ProgressivePlugin(cache_bytes=2**32), InMemoryLoaderPlugin()])
+    with pytest.raises(ValueError, match="cache_bytes: put InMemoryLoaderPlugin before ProgressivePlugin"):
         late.train(digits_split.train_stream[0])
     assert late.model.labels == []
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated function update")
 def test_a_loader_put_in_place_later_is_told(digits_split):
-    strategy = build(strategy=Naive, plugins=[ProgressivePlugin(cache_frozen=True), ReplayPlugin(20)])
+    strategy = build(strategy=Naive, plugins=[ProgressivePlugin(cache_bytes=2**32), ReplayPlugin(20)])
     strategy.train(digits_split.train_stream[0])
     with pytest.raises(ValueError, match="a plugin after ProgressivePlugin uses a loader of its own, ReplayDataLoader"):
         strategy.train(digits_split.train_stream[1])
@@ -162,8 +215,8 @@ def test_a_loader_put_in_place_later_is_told(digits_split):
 
 def test_data_of_several_tasks_are_told(digits_split):
     strategy = build(
-        strategy=Cumulative, plugins=[ProgressivePlugin(cache_frozen=True)], criterion=nn.CrossEntropyLoss()
+        strategy=Cumulative, plugins=[ProgressivePlugin(cache_bytes=2**32)], criterion=nn.CrossEntropyLoss()
     )
     strategy.train(digits_split.train_stream[0])
-    with pytest.raises(ValueError, match=r"cache_frozen: .*several task labels in one data set"):
+    with pytest.raises(ValueError, match=r"cache_bytes: .*several task labels in one data set"):
         strategy.train(digits_split.train_stream[1])

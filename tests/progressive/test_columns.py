@@ -21,7 +21,7 @@ def mlp():
 def network(column, kind="mlp", tasks=3, **options):
     net = ProgressiveNetwork(column, adapter=kind, **options)
     for label in range(tasks):
-        net.add_column(label, 2)
+        net.add_task(label, 2)
     return net
 
 
@@ -115,15 +115,15 @@ def test_a_function_that_returns_the_same_layers_is_refused():
     for function in (lambda index: layers, lambda index: nn.Sequential(nn.Linear(6, 8), norm)):
         net = network(function, tasks=1)
         with pytest.raises(ValueError, match="column: the function has returned layers of an earlier column"):
-            net.add_column(1, 2)
+            net.add_task(1, 2)
         assert net.labels == [0]
         assert all(p.requires_grad for p in net.parameters())
 
 
 def test_labels_of_any_integer_type_become_ints():
     net = ProgressiveNetwork(mlp())
-    net.add_column(np.int64(3), np.int64(2))
-    net.add_column(torch.tensor(1), torch.tensor([0, 1, 1]))
+    net.add_task(np.int64(3), np.int64(2))
+    net.add_task(torch.tensor(1), torch.tensor([0, 1, 1]))
     assert net.labels == [3, 1]
     assert [type(label) for label in net.labels] == [int, int]
     assert [column.classes for column in net.columns] == [(0, 1), (0, 1)]
@@ -147,7 +147,7 @@ def test_labels_of_any_integer_type_become_ints():
 def test_labels_that_are_no_integers(label, classes, message):
     net = ProgressiveNetwork(mlp())
     with pytest.raises(TypeError, match=message):
-        net.add_column(label, classes)
+        net.add_task(label, classes)
     assert net.labels == []
 
 
@@ -159,6 +159,6 @@ def test_one_column_has_no_frozen_features():
 def test_a_network_can_be_pickled():
     net = network(mlp())
     again = pickle.loads(pickle.dumps(net)).eval()
-    again.add_column(9, 2)
+    again.add_task(9, 2)
     x = torch.randn(4, 6)
     assert torch.equal(again(x, 1), net.eval()(x, 1))

@@ -35,7 +35,7 @@ def data(label, *, bad=None, n=40):
 @pytest.mark.parametrize("task", [0, 1])
 def test_data_that_are_not_finite(bad, task, cached):
     benchmark = dataset_benchmark([data(label, bad=bad if label == task else None) for label in (0, 1)], [data(0)])
-    strategy = build(ProgressiveNetwork(plain()), plugins=[InMemoryLoaderPlugin()], cache_frozen=cached)
+    strategy = build(ProgressiveNetwork(plain()), plugins=[InMemoryLoaderPlugin()], cache_bytes=2**32 * cached)
     text = rf"inputs of experience {task}, step \d+ have NaN or infinite values: clean the data set, or its transforms"
     with pytest.raises(ValueError, match=text):
         strategy.train(benchmark.train_stream)
@@ -156,7 +156,7 @@ def same(one, other):
 def test_a_networks_state_that_does_not_fit_changes_nothing(change, text):
     net, fresh = ProgressiveNetwork(plain()), ProgressiveNetwork(plain())
     for label in range(3):
-        net.add_column(label, 2)
+        net.add_task(label, 2)
     state, before = net.state_dict(), values(fresh)
     state["_extra_state"] = {**state["_extra_state"], **change}
     with pytest.raises(ValueError, match=f"this is not the state of a ProgressiveNetwork: {text}"):
@@ -172,8 +172,8 @@ def test_a_networks_state_that_does_not_fit_changes_nothing(change, text):
 def test_a_load_that_is_interrupted_leaves_the_network_as_it_was(error, monkeypatch):
     net, fresh = ProgressiveNetwork(column()), ProgressiveNetwork(column())
     for label in range(3):
-        net.add_column(label, 2)
-    fresh.add_column(0, 2)
+        net.add_task(label, 2)
+    fresh.add_task(0, 2)
     before, random = values(fresh), torch.get_rng_state()
 
     def fail(self, *args):
@@ -199,7 +199,9 @@ class Autocast(ProgressiveNetwork):
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_autocast_in_forward(digits_split, cached):
-    strategy = build(Autocast(plain()), "adamw", plugins=[InMemoryLoaderPlugin()], cache_frozen=cached, train_epochs=15)
+    strategy = build(
+        Autocast(plain()), "adamw", plugins=[InMemoryLoaderPlugin()], cache_bytes=2**32 * cached, train_epochs=15
+    )
     strategy.train(digits_split.train_stream[:3])
     results = strategy.eval(digits_split.test_stream[:3])
     assert min(value for name, value in results.items() if "Acc_Exp" in name) > 0.9

@@ -41,7 +41,7 @@ def network(column, kind, tasks=4, **options):
     """Make columns with alphas that differ and batch statistics that are not 0 and 1."""
     net = ProgressiveNetwork(column, adapter=kind, **options)
     for task in range(tasks):
-        net.add_column(10 + task, 2 + task % 2)
+        net.add_task(10 + task, 2 + task % 2)
         for name, parameter in net.columns[-1].named_parameters():
             if name.endswith("alpha"):
                 nn.init.uniform_(parameter, -1.5, 1.5)
@@ -141,7 +141,7 @@ def test_sizes():
     """784-400-400-10, reduction 8: V of 50; the first layer has no lateral, ten columns stay below 1.6 nets each."""
     net = ProgressiveNetwork(nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU()))
     for label in range(10):
-        net.add_column(label, 10)
+        net.add_task(label, 10)
     own = 784 * 400 + 400 + 400 * 400 + 400 + 400 * 10 + 10
     for k, label in enumerate(net.labels):
         into_layer = k + (400 * k) * 50 + 50 + 50 * 400
@@ -153,7 +153,7 @@ def test_sizes():
         nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU()), reduction=1
     )
     for label in range(10):
-        full.add_column(label, 10)
+        full.add_task(label, 10)
     assert round(total / (10 * own), 1) == 1.4, "the README's number"
     assert round(sum(p.numel() for p in full.parameters()) / (10 * own)) == 4, "the README's number"
     assert total == sum(sum(net.parameters_of(label).values()) for label in net.labels)
@@ -164,7 +164,7 @@ def test_sizes():
 
 def test_alpha_starts_where_asked():
     net = ProgressiveNetwork(mlp_column(), alpha_init=0.01)
-    net.add_column(0, 2), net.add_column(1, 2), net.add_column(2, 2)
+    net.add_task(0, 2), net.add_task(1, 2), net.add_task(2, 2)
     assert torch.equal(net.columns[2].head.lateral.alpha, torch.full((2,), 0.01))
 
 
@@ -200,7 +200,7 @@ def test_columns_are_made_afresh():
     weights = [c.stages[0].layer.weight for c in net.columns]
     assert all(not torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
     net.columns[0].stages[0].after[0].running_mean.fill_(7)
-    net.add_column(99, 2)
+    net.add_task(99, 2)
     assert torch.equal(net.columns[-1].stages[0].after[0].running_mean, torch.zeros(9))
 
 
@@ -210,7 +210,7 @@ def test_old_outputs_stay_bit_for_bit():
     x, y = torch.randn(32, 2, 8, 8), torch.randint(0, 2, (32,))
     expected = {}
     for label in range(6):
-        net.add_column(label, 2)
+        net.add_task(label, 2)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
         net.train()
         for _ in range(5):
@@ -241,7 +241,7 @@ def test_frozen_columns_have_no_graph_and_no_gradient():
 def test_a_frozen_column_loses_the_gradient_it_had():
     net = network(mlp_column(), "mlp", tasks=1)
     net(torch.randn(5, 6), 10).sum().backward()
-    net.add_column(50, 2)
+    net.add_task(50, 2)
     assert all(p.grad is None for p in net.columns[0].parameters())
 
 
@@ -271,7 +271,7 @@ def test_a_batch_of_several_tasks_is_the_tasks_apart():
 
 def test_classes_a_task_does_not_have_get_no_probability():
     net = ProgressiveNetwork(mlp_column())
-    net.add_column(0, [1, 4])
+    net.add_task(0, [1, 4])
     logits = net(torch.randn(7, 6), 0)
     assert logits.shape == (7, 5)
     assert (logits[:, [0, 2, 3]] == MASK).all()
@@ -299,7 +299,7 @@ def test_state_dict_fills_a_fresh_network(kind, shape):
 def test_state_of_other_tasks_is_refused():
     net = network(mlp_column(), "mlp", tasks=2)
     other = ProgressiveNetwork(mlp_column())
-    other.add_column(5, 2)
+    other.add_task(5, 2)
     with pytest.raises(ValueError, match=r"columns for the tasks \[5\], the state for \[10, 11\]"):
         other.load_state_dict(net.state_dict())
     assert other.labels == [5]
@@ -363,9 +363,9 @@ def test_a_column_of_another_geometry_is_refused():
         lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3), nn.ReLU()),
     ]
     net = ProgressiveNetwork(lambda index: makers[index]())
-    net.add_column(0, 2)
+    net.add_task(0, 2)
     with pytest.raises(ValueError, match="must differ in their widths only"):
-        net.add_column(1, 2)
+        net.add_task(1, 2)
     assert net.labels == [0]
     assert all(p.requires_grad for p in net.parameters())
 
@@ -379,7 +379,7 @@ def test_bad_tasks_change_nothing():
         (5, [-1, 1], "classes must be"),
     ]:
         with pytest.raises(ValueError, match=message):
-            net.add_column(label, classes)
+            net.add_task(label, classes)
     assert net.state_dict().keys() == before.keys()
     assert net.columns[1].stages[0].layer.weight.requires_grad
     for call in (net.parameters_of, net.to_single_task, lambda label: net.features(torch.zeros(1, 6), label)):
@@ -405,7 +405,7 @@ def test_a_module_that_cannot_be_made_anew_is_named():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda():
     net = network(conv_column(), "mlp", tasks=1).cuda()
-    net.add_column(50, 2)
+    net.add_task(50, 2)
     x = torch.randn(5, 2, 8, 8, device="cuda")
     assert net(x, 50).device.type == "cuda"
     net.eval()

@@ -23,8 +23,8 @@ from avl_plugins.progressive.sensitivity import average_fisher_sensitivity
 def test_levels_of_a_linear_network_in_closed_form(drop):
     """In a linear network noise moves the logits by E|dz|^2 = sigma^2 sum_m var_m |J_m|^2, whatever its level."""
     net = ProgressiveNetwork(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), adapter="linear")
-    net.add_column(0, 4)
-    net.add_column(1, 4)
+    net.add_task(0, 4)
+    net.add_task(1, 4)
     net.double()
     x = torch.randn(4000, 4, dtype=torch.float64)
     net.requires_grad_(False)

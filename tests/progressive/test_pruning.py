@@ -87,7 +87,7 @@ def test_nothing_kept_is_no_lateral_at_all(kind):
         nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4, bias=False), nn.Tanh()), adapter=kind
     )
     for label in (10, 11, 12):
-        net.add_column(label, 3)
+        net.add_task(label, 3)
     net.double()
     x = torch.randn(20, 6, dtype=torch.float64)
     sensitivity = average_fisher_sensitivity(net, [x], 12)
@@ -131,7 +131,7 @@ def test_counts_by_hand(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_else_is_changed(kind):
     net, x = conv_network(kind, tasks=3), images()
-    net.add_column(13, 2)
+    net.add_task(13, 2)
     net.double()
     before = {name: p.clone() for name, p in net.named_parameters()}
     outputs, given, random = old_outputs(net, x), values(), torch.get_rng_state()

@@ -45,8 +45,8 @@ def test_fisher_equals_a_loop_over_samples_and_classes(adapter, label):
 def test_fisher_of_a_linear_network_in_closed_form():
     """Without activations the logits are linear in every h, and E_y[(w_y - E w)^2] is the variance of w under p."""
     net = ProgressiveNetwork(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), adapter="linear")
-    net.add_column(0, 4)
-    net.add_column(1, 4)
+    net.add_task(0, 4)
+    net.add_task(1, 4)
     net.double().eval()
     x = torch.randn(50, 4, dtype=torch.float64)
     first, second = net.columns
@@ -96,8 +96,8 @@ def test_fisher_is_the_total_derivative_by_finite_differences():
 
 def test_outputs_that_are_no_logits_are_left_out():
     net = ProgressiveNetwork(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh()))
-    net.add_column(0, 4)
-    net.add_column(1, 4)
+    net.add_task(0, 4)
+    net.add_task(1, 4)
     net.double().eval()
     x = torch.randn(20, 4, dtype=torch.float64)
     found = average_fisher_sensitivity(net, [x], 1, logits=lambda outputs: outputs[:, :-1])
@@ -143,7 +143,7 @@ def test_sampled_labels_have_the_exact_ones_expectation():
 
 def test_maps_without_variance_have_no_sensitivity():
     net = ProgressiveNetwork(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), adapter="linear")
-    net.add_column(0, 2)
+    net.add_task(0, 2)
     with torch.no_grad():
         net.columns[0].stages[0].layer.weight[1] = 0
         net.columns[0].stages[0].layer.bias[1] = 0.1  # not a sum of powers of two
@@ -198,7 +198,7 @@ def test_columns_of_different_width():
 def test_units_with_positions_and_mixed_maps():
     """A linear layer on (B, T, F) has F maps, and one after which flattened maps are pooled together has none whole."""
     net = ProgressiveNetwork(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), nn.Flatten(), nn.Linear(10, 2)))
-    net.add_column(0, 2)
+    net.add_task(0, 2)
     net.double()
     x = torch.randn(6, 2, 3, dtype=torch.float64)
     found = average_fisher_sensitivity(net, [x], 0)
@@ -214,7 +214,7 @@ def test_units_with_positions_and_mixed_maps():
     torch.testing.assert_close(found.fisher[0, 0], expected.detach())
     mixed = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Flatten(), nn.AvgPool1d(3), nn.Linear(26, 2))  # 80 values to 26
     net = ProgressiveNetwork(mixed)
-    net.add_column(0, 2)
+    net.add_task(0, 2)
     assert len(average_fisher_sensitivity(net, [images().float()], 0).fisher[0, 0]) == 26
 
 
@@ -283,7 +283,7 @@ def test_bad_input(change, error, message):
 
 def test_batch_statistics_are_refused():
     net = ProgressiveNetwork(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, track_running_stats=False)))
-    net.add_column(0, 2)
+    net.add_task(0, 2)
     with pytest.raises(ValueError, match=r"BatchNorm1d\) has no running statistics"):
         average_fisher_sensitivity(net, [torch.rand(4, 2)], 0)
 

@@ -16,7 +16,7 @@ def column(width=10):
 def network(tasks, width=10, **options):
     net = ProgressiveNetwork(column(width), **options)
     for label in range(tasks):
-        net.add_column(label, 2)
+        net.add_task(label, 2)
     return net
 
 
@@ -65,15 +65,15 @@ def test_a_state_that_does_not_fit_changes_nothing(grown, saved, error):
     with pytest.raises((RuntimeError, ValueError), match=error):
         net.load_state_dict(network(**saved).state_dict())
     assert same(everything(net), before)
-    net.add_column(7, 2)
+    net.add_task(7, 2)
     assert net(torch.randn(5, 6), 7).shape == (5, 2)
 
 
 def test_heads_for_other_classes_are_refused():
     """As many outputs, and others of them masked."""
     net, other = ProgressiveNetwork(column()), ProgressiveNetwork(column())
-    net.add_column(0, [0, 1, 4])
-    other.add_column(0, 5)
+    net.add_task(0, [0, 1, 4])
+    other.add_task(0, 5)
     with pytest.raises(ValueError, match=r"for the classes \{0: \[0, 1, 2, 3, 4\]\}, those of the state .*\[0, 1, 4\]"):
         other.load_state_dict(net.state_dict())
     assert other.columns[0].classes == (0, 1, 2, 3, 4)

@@ -226,5 +226,6 @@ def test_a_recognition_serves_one_strategy(shared):
     dqn(plugins=[copy.deepcopy(second)]).train(visit)
     del one
     second = second if shared == "plugin" else TaskRecognitionPlugin(first.recognition, levels=first.levels)
-    other.plugins[0] = second  # the one that it served is gone
-    other.train(visit)
+    other.plugins[0] = second  # what it has met stays in it when its strategy is gone
+    with pytest.raises(ValueError, match=f"{shared}: another strategy has trained it"):
+        other.train(visit)

@@ -116,7 +116,7 @@ def test_several_processes_are_refused(monkeypatch):
     for make_strategy, name in ((actor_critic, "ActorCritic"), (dqn, "DQN")):
         strategy = make_strategy()
         for use in (lambda s: s.train(two_tasks().train_stream[0]), lambda s: s.eval(two_tasks().test_stream)):
-            with pytest.raises(ValueError, match=f"{name} does not train in 2 processes"):
+            with pytest.raises(ValueError, match=f"{name} does not serve distributed training, in which 2 processes"):
                 use(strategy)
 
 

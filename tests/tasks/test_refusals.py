@@ -57,5 +57,5 @@ def test_positional_arguments():
     refuse_positional("DEN", ())
     with pytest.raises(TypeError) as error:
         refuse_positional("DEN", (1, 2, 3))
-    expected = "DEN takes keyword arguments only: DEN(model=..., optimizer=..., criterion=...), got 3 positional"
+    expected = "DEN takes keyword arguments only: DEN(model=..., optimizer=..., criterion=...)"
     assert str(error.value) == expected
