@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -318,6 +319,29 @@ def test_lambda_holds_a_regression_and_its_fisher_is_that_of_least_squares() -> 
         strategy.train(benchmark.train_stream[1], eval_streams=[])
         moved[lam] = abs(model.bias.item() - before)
     assert moved[1e4] < 0.05 < moved[0.0]
+
+
+@pytest.mark.parametrize("importance", ["fisher", "uniform"])
+@pytest.mark.parametrize(
+    ("y", "criterion", "likelihood"),
+    [
+        (torch.randn(40), nn.MSELoss(), None),
+        (torch.randn(40, 1)[:, 0].round(), nn.MSELoss(), None),
+        (torch.randn(40), nn.L1Loss(), "gaussian"),
+        (torch.randn(40), nn.L1Loss(), lambda z: distributions.Normal(z, 1.0)),
+        (torch.arange(40), lambda z, y: (z - y).square().mean(), "gaussian"),  # whole numbers, such as ages
+        (torch.rand(40).round(), nn.BCEWithLogitsLoss(), None),
+    ],
+)
+def test_numbers_are_no_classes_that_could_be_new(y: Tensor, criterion: Any, likelihood: Any, importance: Any) -> None:
+    benchmark = data_benchmark(y[:20], y[20:])
+    plugin = EWCPlugin(ewc_lambda=1.0, labels="sampled", likelihood=likelihood, importance=importance)
+    model = net(1, nn.Flatten(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        naive(model, plugin, criterion=criterion, optimizer=optimizer).train(benchmark.train_stream, eval_streams=[])
+    assert plugin.tasks == 2
 
 
 # ------------------------------------------------------ what the model gets in training, and for the Fisher
