@@ -335,7 +335,7 @@ def test_lambda_holds_a_regression_and_its_fisher_is_that_of_least_squares() -> 
 )
 def test_numbers_are_no_classes_that_could_be_new(y: Tensor, criterion: Any, likelihood: Any, importance: Any) -> None:
     benchmark = data_benchmark(y[:20], y[20:])
-    plugin = EWCPlugin(ewc_lambda=1.0, labels="sampled", likelihood=likelihood, importance=importance)
+    plugin = EWCPlugin(ewc_lambda=1.0, fisher_labels="sampled", likelihood=likelihood, importance=importance)
     model = net(1, nn.Flatten(0))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
     with warnings.catch_warnings():
