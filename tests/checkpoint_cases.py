@@ -2,7 +2,8 @@
 
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from avalanche.training.supervised import Cumulative, Naive
 from torch import Tensor, nn
 
 from avl_plugins.checkpoint.resume import Resumable, phase
+from avl_plugins.checkpoint.strategy_state import capture
 from avl_plugins.den.network import DynamicallyExpandableNetwork
 from avl_plugins.den.strategy import DEN
 from avl_plugins.dgr.networks import mlp_critic, mlp_decoder
@@ -228,6 +230,35 @@ def outcome(strategy: Any) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def unchanged(strategy: Any) -> Iterator[None]:
+    """Check that a strategy ends as it began."""
+    before = everything(strategy)
+    yield
+    assert differences(before, everything(strategy)) == []
+
+
+def everything(strategy: Any) -> dict[str, Any]:
+    """The state of a strategy, and the objects that it consists of."""
+    optimizer = strategy.optimizer
+    return {
+        "state": capture(strategy),
+        "attributes": {name: id(value) for name, value in vars(strategy).items()},
+        "modules": {name: id(module) for name, module in strategy.model.named_modules()},
+        "tensors": {name: id(value) for name, value in _named_tensors(strategy.model)},
+        "grads": {name: parameter.requires_grad for name, parameter in strategy.model.named_parameters()},
+        "groups": [[id(parameter) for parameter in group["params"]] for group in optimizer.param_groups],
+        "learned": {name: id(parameter) for name, parameter in (strategy.optimized_param_id or {}).items()},
+        "plugins": [(id(plugin), {k: id(v) for k, v in vars(plugin).items()}) for plugin in strategy.plugins],
+        "metrics": [(id(metric), {k: id(v) for k, v in vars(metric).items()}) for metric in strategy.evaluator.metrics],
+    }
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
 def _plugin_state(plugin: Any) -> dict[str, Any]:
     return {key: value for key, value in plugin.state_dict().items() if key != "fisher_seconds"}
 
@@ -249,8 +280,8 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
             return [f"keys of {where}"]
         return [place for key in one for place in differences(one[key], other[key], f"{where}/{key}")]
     if isinstance(one, (list, tuple)):
-        if len(one) != len(other):
-            return [f"length of {where}: {len(one)}, {len(other)}"]
+        if not isinstance(other, (list, tuple)) or len(one) != len(other):
+            return [f"length of {where}"]
         pairs = enumerate(zip(one, other, strict=True))
         return [place for i, (a, b) in pairs for place in differences(a, b, f"{where}[{i}]")]
-    return [] if one == other else [f"{where}: {one!r}, {other!r}"]
+    return [] if not isinstance(other, Tensor) and one == other else [f"{where}: {one!r}, {other!r}"]

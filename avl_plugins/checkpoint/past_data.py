@@ -14,6 +14,8 @@ class PastData:
     They are the first ones of that experience's stream. Their number and labels are compared with what was saved.
     """
 
+    __constants__ = ("experiences", "expected")
+
     def __init__(self, *, experiences: int, expected: dict[str, Any]) -> None:
         self.experiences = experiences
         self.expected = (expected["samples"], expected["labels"])
@@ -37,18 +39,20 @@ class PastData:
         strategy.dataset = past
 
 
+def keeps_past_data(strategy: Any, experiences: int) -> bool:
+    """Tell whether a strategy has data of so many completed experiences."""
+    return isinstance(strategy, Cumulative) and experiences > 0
+
+
 def past_data_to_plain(strategy: Any) -> dict[str, Any] | None:
     """Return what identifies the data `Cumulative` has from completed experiences; None for other strategies."""
-    if not isinstance(strategy, Cumulative) or strategy.clock.train_exp_counter == 0:
+    if not keeps_past_data(strategy, strategy.clock.train_exp_counter):
         return None
     if strategy.dataset is None:  # loaded, and not trained since
         waiting = next(plugin for plugin in strategy.plugins if isinstance(plugin, PastData))
         samples, labels = waiting.expected
     else:
-        done = strategy.dataset
-        if strategy.experience is not None:  # the current experience, which is the last part, is adapted in again
-            done = done.subset(range(len(done) - len(strategy.experience.dataset)))
-        samples, labels = _fingerprint(done)
+        samples, labels = _fingerprint(strategy.dataset.subset(range(_completed(strategy))))
     return {"samples": samples, "labels": labels}
 
 
@@ -62,6 +66,24 @@ def past_data_from_plain(strategy: Any, plain: dict[str, Any] | None) -> None:
         strategy.plugins.insert(0, PastData(experiences=strategy.clock.train_exp_counter, expected=plain))
 
 
+def _completed(strategy: Any) -> int:
+    """Return how many samples are of completed experiences: without the current one's, which are adapted in again."""
+    if strategy.experience is None:
+        return len(strategy.dataset)
+    if getattr(strategy, "at_safe_point", False):
+        return len(strategy.dataset) - len(strategy.experience.dataset)
+    # An interruption may have come before or after the current one's were added, or in an evaluation.
+    labels, stream = _labels(strategy.dataset), strategy.experience.origin_stream
+    streams = stream.benchmark.streams.values() if hasattr(stream, "benchmark") else [stream]
+    pasts = [[_labels(e.dataset) for e in stream[: strategy.clock.train_exp_counter]] for stream in streams]
+    sizes = [len(past) for past in map(torch.cat, filter(None, pasts)) if torch.equal(labels[: len(past)], past)]
+    return max(sizes, default=len(labels))
+
+
 def _fingerprint(dataset: Any) -> tuple[int, str]:
-    labels = torch.tensor([int(label) for label in dataset.targets])
+    labels = _labels(dataset)
     return len(labels), hashlib.sha256(labels.numpy().tobytes()).hexdigest()
+
+
+def _labels(dataset: Any) -> torch.Tensor:
+    return torch.tensor([int(label) for label in dataset.targets])

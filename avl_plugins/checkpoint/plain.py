@@ -12,7 +12,7 @@ import threading
 import time
 import types
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from typing import Any
 
 import avalanche.evaluation.metrics as avalanche_metrics
@@ -22,13 +22,18 @@ from avalanche.evaluation.metric_definitions import Metric
 from avalanche.evaluation.metric_results import AlternativeValues, LoggingType, MetricValue, TensorImage
 from avalanche.evaluation.metrics import ElapsedTime
 from avalanche.training.templates.base import BaseTemplate
+from avalanche.training.utils import ParamData
 from matplotlib.figure import Figure
 from PIL.Image import Image
 from PIL.Image import open as open_image
 from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
+from torch.optim.lr_scheduler import LRScheduler
 
 KIND = "@"
-_SCALARS = (type(None), bool, int, float, complex, str)
+SCALARS = (type(None), bool, int, float, complex, str)
+"""Types of the values that are written as they are."""
+_KINDS = ((int, float, complex, np.number, np.bool_, Tensor, np.ndarray), (str, bytes), (list, tuple, deque), dict, set)
 _METRIC_CLASSES = {
     c.__qualname__: c for c in vars(avalanche_metrics).values() if isinstance(c, type) and Metric in c.__mro__
 }
@@ -56,10 +61,12 @@ def to_plain(value: Any, where: str) -> Any:
     Raises:
         ValueError: If there is something in `value` that cannot be written as plain values.
     """
-    if type(value) in _SCALARS:
+    if type(value) in SCALARS:
         return value
     if isinstance(value, np.generic):
         return to_plain(value.item(), where)
+    if is_lazy(value):
+        return {KIND: "uninitialised", "dtype": str(value.dtype), "buffer": isinstance(value, UninitializedBuffer)}
     if isinstance(value, Tensor):
         if value.layout is not torch.strided:
             raise ValueError(f"{where} is a {value.layout} tensor, which a checkpoint cannot hold; make it dense")
@@ -69,7 +76,7 @@ def to_plain(value: Any, where: str) -> Any:
         return {KIND: "array", "value": torch.from_numpy(value.copy())}
     if isinstance(value, dict):
         items = [(to_plain(k, f"a key of {where}"), to_plain(v, f"{where}[{k!r}]")) for k, v in value.items()]
-        if all(type(k) in _SCALARS and k != KIND for k, _ in items):
+        if all(type(k) in SCALARS and k != KIND for k, _ in items):
             return dict(items)
         return {KIND: "dict", "items": [list(item) for item in items]}
     if isinstance(value, tuple):
@@ -89,13 +96,15 @@ def to_plain(value: Any, where: str) -> Any:
     if isinstance(value, MetricValue):
         fields = (value.name, to_plain(value.value, value.name), value.x_plot, value.logging_type.name)
         return {KIND: "metric value", "fields": fields}
+    if isinstance(value, ParamData):
+        return {KIND: "parameter data", "name": value.name, "value": to_plain(value.data, where)}
     if isinstance(value, ElapsedTime):
         started = value._init_time is not None
         return {KIND: "elapsed", "seconds": value.result() if started else None}
     if keeps_state(value):
         return {KIND: "object", "class": type(value).__qualname__, "state": to_plain(value.state_dict(), where)}
     if Metric in type(value).__mro__:
-        return _metric_to_plain(value, where)
+        return _metric_to_plain(value)
     raise ValueError(
         f"{where} is a {type(value).__name__}, which a checkpoint cannot hold; "
         "give its owner state_dict() and load_state_dict(state)"
@@ -133,9 +142,9 @@ def from_plain(plain: Any, current: Any = None, *, device: torch.device | None =
     if kind == "set":
         return {again(item) for item in plain["items"]}
     if kind == "bytes":
-        return bytes(plain["value"].tolist())
+        return plain["value"].numpy().tobytes()
     if kind == "png":
-        return open_image(io.BytesIO(bytes(plain["value"].tolist())))
+        return open_image(io.BytesIO(plain["value"].numpy().tobytes()))
     if kind == "image":
         return TensorImage(again(plain["value"]))
     if kind == "alternatives":
@@ -154,14 +163,19 @@ def from_plain(plain: Any, current: Any = None, *, device: torch.device | None =
         return current
     if kind == "metric":
         return _metric_from_plain(plain, current, again)
+    if kind == "uninitialised":
+        lazy: Any = UninitializedBuffer if plain["buffer"] else UninitializedParameter
+        return lazy(requires_grad=False, dtype=getattr(torch, plain["dtype"].removeprefix("torch.")))
+    if kind == "parameter data":
+        value = again(plain["value"])
+        return ParamData(plain["name"], init_tensor=value, device=value.device)
     raise ValueError(f"it holds a value of kind {kind!r} where this strategy has a {type(current).__name__}")
 
 
-def _metric_to_plain(metric: Any, where: str) -> Any:
-    attributes = {
-        name: to_plain(value, f"{where}.{name}") for name, value in vars(metric).items() if not is_wiring(value)
-    }
-    return {KIND: "metric", "class": type(metric).__qualname__, "attributes": attributes}
+def _metric_to_plain(metric: Any) -> Any:
+    name = type(metric).__qualname__
+    own = {key: to_plain(value, f"{name}.{key}") for key, value in vars(metric).items() if not is_wiring(value)}
+    return {KIND: "metric", "class": name, "attributes": own}
 
 
 def _metric_from_plain(plain: dict[str, Any], current: Any, again: Any) -> Any:
@@ -170,9 +184,38 @@ def _metric_from_plain(plain: dict[str, Any], current: Any, again: Any) -> Any:
         current = _METRIC_CLASSES[name]()
     if type(current).__qualname__ != name:
         raise ValueError(f"it holds a metric {name} where this strategy has a {type(current).__name__}")
+    # What is None in a fresh metric may be a process or the strategy by now, which are in no file.
+    own = {attribute for attribute, value in vars(current).items() if not (value is None or is_wiring(value))}
+    if missing := own - plain["attributes"].keys():
+        raise ValueError(f"it holds a metric {name} without {', '.join(sorted(missing))}")
     for attribute, value in plain["attributes"].items():
-        vars(current)[attribute] = again(value, vars(current).get(attribute))
+        before = vars(current).get(attribute)
+        vars(current)[attribute] = of_same_kind(again(value, before), before, f"{name}.{attribute}", none=True)
     return current
+
+
+def of_same_kind(value: Any, before: Any, where: str, *, none: bool = False) -> Any:
+    """Return `value`, which takes the place of `before`: a number of a number, a list of a list, any value of None.
+
+    Args:
+        value: What a file holds.
+        before: What is there.
+        where: What errors call it.
+        none: Whether it may be None: training may have set what was None, and is undone.
+
+    Raises:
+        ValueError: If it is of another kind.
+    """
+    if value is before or before is None or (value is None and none and not _is_needed(before)):
+        return value
+    kind = next((k for k in _KINDS if isinstance(before, k)), type(before))
+    if not isinstance(value, kind):
+        raise ValueError(f"{where} is a {type(value).__name__} in it, and a {type(before).__name__} in this strategy")
+    return value
+
+
+def _is_needed(value: Any) -> bool:
+    return isinstance(value, (LRScheduler, defaultdict)) or Metric in type(value).__mro__
 
 
 def _refill_dict(items: Any, current: Any, again: Any) -> Any:
@@ -184,6 +227,8 @@ def _refill_dict(items: Any, current: Any, again: Any) -> Any:
         return current[key] if key in current else factory() if factory is not None else None
 
     filled = {key: again(value, before(key)) for key, value in items}
+    if factory is not None:
+        filled = {key: of_same_kind(value, factory(), f"entry {key!r}") for key, value in filled.items()}
     current.clear()
     current.update(filled)
     return current

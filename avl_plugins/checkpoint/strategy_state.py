@@ -1,106 +1,132 @@
 """The state of a strategy as plain values, and back, all or nothing."""
 
-import dis
+import copy
 import functools
 import random
-from collections.abc import Callable, Collection
-from enum import Enum
-from pathlib import PurePath
-from types import FunctionType
+from collections.abc import Callable
+from operator import attrgetter
+from types import NoneType
 from typing import Any
 
 import numpy as np
 import torch
-from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, LRSchedulerPlugin
-from avalanche.training.plugins.clock import Clock
-from avalanche.training.supervised import Cumulative
-from avalanche.training.templates import SupervisedTemplate
-from avalanche.training.templates.base_sgd import PeriodicEval
+from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avl_plugins.checkpoint.model_state import (
-    model_from_plain,
-    model_to_plain,
-    optimizer_from_plain,
-    optimizer_to_plain,
-    undo_for,
-)
-from avl_plugins.checkpoint.past_data import past_data_from_plain, past_data_to_plain
-from avl_plugins.checkpoint.plain import from_plain, is_wiring, keeps_state, to_plain
+from avl_plugins.checkpoint.known import UnsaveableError, keeps_tensors_on_device, refuse_hidden_state, state_names
+from avl_plugins.checkpoint.model_state import model_from_plain, model_to_plain
+from avl_plugins.checkpoint.names import bare_class, with_bare_names
+from avl_plugins.checkpoint.optimizer_state import optimizer_from_plain, optimizer_to_plain
+from avl_plugins.checkpoint.past_data import keeps_past_data, past_data_to_plain
+from avl_plugins.checkpoint.plain import KIND, from_plain, is_wiring, keeps_state, of_same_kind, to_plain
+from avl_plugins.checkpoint.progress import Progress
+from avl_plugins.checkpoint.undo import undo_for
 
-# What of Avalanche's own plugins changes in training; the rest is how they were built.
-_AVALANCHE_STATE: dict[type, tuple[str, ...]] = {
-    Clock: tuple(vars(Clock())),
-    PeriodicEval: ("do_final", "_is_eval_updated"),
-    EvaluationPlugin: ("_active", "last_metric_results", "all_metric_results", "_metric_values"),
-    EarlyStoppingPlugin: ("best_state", "best_val", "best_step"),
-    LRSchedulerPlugin: ("scheduler", "rolling_metric", "_was_training", "_just_validated", "_executed_train_iteration"),
+__all__ = ["capture", "random_from_plain", "random_to_plain", "restore"]
+
+_COPY_OF_MODEL = "model"
+"""Kind of a value that is a copy of the model from before."""
+# What a captured state consists of.
+_FORM: dict[str, type | tuple[type, ...]] = {
+    "strategy": str,
+    "device": str,
+    "experiences": int,
+    "progress": (dict, NoneType),
+    "stop_training": bool,
+    "model": dict,
+    "optimizer": (dict, NoneType),
+    "own": object,
+    "criterion": object,
+    "plugins": list,
+    "past_data": (dict, NoneType),
+    "random": dict,
 }
-_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, torch.device, torch.dtype)
 
 
 def capture(strategy: Any) -> dict[str, Any]:
     """Return everything a strategy needs to go on, as plain values that later training does not change.
 
     Raises:
-        ValueError: If something has state that cannot be saved; the message names it.
+        UnsaveableError: If something has state that cannot be saved; the message names it.
     """
-    return {
-        "strategy": type(strategy).__qualname__,
-        "device": str(strategy.device),
-        "experiences": strategy.clock.train_exp_counter,
-        "progress": to_plain(getattr(strategy, "progress", None), "strategy.progress"),
-        "stop_training": getattr(strategy, "_stop_training", False),
-        "model": model_to_plain(strategy.model),
-        "optimizer": optimizer_to_plain(strategy),
-        "own": _own_to_plain(strategy),
-        "criterion": _criterion_to_plain(strategy),
-        "plugins": _plugins_to_plain(strategy),
-        "past_data": past_data_to_plain(strategy),
-        "random": random_to_plain(),
-    }
+    criterion, progress = _criterion(strategy), getattr(strategy, "progress", None)
+    for holder in (strategy, criterion, *strategy.plugins):
+        if holder is not None:
+            refuse_hidden_state(holder, strategy)
+    try:
+        return {
+            "strategy": type(strategy).__qualname__,
+            "device": str(strategy.device),
+            "experiences": strategy.clock.train_exp_counter,
+            "progress": progress and to_plain(progress.to_plain(), "strategy.progress"),
+            "stop_training": getattr(strategy, "_stop_training", False),
+            "model": model_to_plain(strategy.model),
+            "optimizer": optimizer_to_plain(strategy),
+            "own": _state_to_plain(strategy, "strategy"),
+            "criterion": _state_to_plain(criterion, "criterion"),
+            "plugins": [[name, _state_to_plain(plugin, name)] for name, plugin in _stateful_plugins(strategy)],
+            "past_data": past_data_to_plain(strategy),
+            "random": random_to_plain(),
+        }
+    except ValueError as error:
+        raise UnsaveableError(str(error)) from error
 
 
-def restore(strategy: Any, plain: dict[str, Any], device: torch.device | None = None) -> None:
+def restore(
+    strategy: Any,
+    plain: dict[str, Any],
+    device: torch.device | None = None,
+    *,
+    finish: Callable[[], None] = lambda: None,
+) -> None:
     """Put the captured state into `strategy`, which has been built as the captured one was.
 
     Args:
         strategy: The strategy to fill; its model and optimizer grow to the captured shapes.
         plain: What `capture` returned.
         device: Where tensors of plugins go; `strategy.device` by default, where the model and optimizer state go.
+        finish: What belongs to it, and is done last.
 
     Raises:
-        ValueError: If the state does not fit; `strategy` is as it was before.
+        ValueError: If the state does not fit. Whatever is raised, an interruption too, `strategy` is as it was before.
     """
-    before = {"own": _own_to_plain(strategy), "criterion": _criterion_to_plain(strategy)}
-    before |= {"plugins": _plugins_to_plain(strategy), "random": random_to_plain()}
-    undo_model = undo_for(strategy)
+    undo, randomness = undo_for(strategy), random_to_plain()
     try:
-        _check_fits(strategy, plain, before)
-        device = device or strategy.device
-        model_from_plain(strategy, plain["model"])
-        optimizer_from_plain(strategy, plain["optimizer"])
-        _fill(strategy, plain, device, floats=plain["device"] == "cpu")
-    except Exception as error:
-        undo_model()
-        _fill(strategy, before, None, floats=False)
-        raise ValueError(f"the saved state does not fit this strategy, which is left as it was: {error}") from error
-    strategy._stop_training = plain["stop_training"]
-    if hasattr(strategy, "progress"):
-        strategy.progress = from_plain(plain["progress"])
+        plain = with_bare_names(_checked(plain), strategy.model)
+        _check_fits(strategy, plain)
+        _fill(strategy, plain, device or strategy.device)
+        finish()
+    except BaseException as error:
+        undo()
+        random_from_plain(randomness)
+        if not isinstance(error, Exception):
+            raise
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"the saved state does not fit this strategy, which is left as it was: {reason}") from error
 
 
-def restore_past_data(strategy: Any, plain: dict[str, Any]) -> None:
-    """Have a fresh `Cumulative` find the data of past experiences again; part of loading a file, not of `restore`."""
-    past_data_from_plain(strategy, plain["past_data"])
+def _checked(plain: Any) -> dict[str, Any]:
+    """Return a state in which what every state has is there."""
+    for name, kind in _FORM.items():
+        if not isinstance(plain, dict) or name not in plain:
+            raise ValueError(f"it has no entry {name!r}")
+        if not isinstance(plain[name], kind):
+            raise ValueError(f"its entry {name!r} is a {type(plain[name]).__name__}")
+    torch.device(plain["device"])
+    return plain
 
 
-def _check_fits(strategy: Any, plain: dict[str, Any], before: dict[str, Any]) -> None:
+def _check_fits(strategy: Any, plain: dict[str, Any]) -> None:
+    optimizer, criterion = strategy.optimizer, _criterion(strategy)
+    saved_optimizer = plain["optimizer"] and plain["optimizer"]["class"]
     for what, saved, own in (
         ("strategy", plain["strategy"], type(strategy).__qualname__),
-        ("model", plain["model"]["class"], type(strategy.model).__qualname__),
-        ("optimizer", plain["optimizer"]["class"], type(strategy.optimizer).__qualname__),
-        ("plugins with state", *([name for name, _ in state["plugins"]] for state in (plain, before))),
+        ("model", plain["model"]["class"] or bare_class(strategy.model), bare_class(strategy.model)),
+        ("optimizer", saved_optimizer, optimizer and type(optimizer).__qualname__),
+        ("plugins with state", [n for n, _ in plain["plugins"]], [n for n, _ in _stateful_plugins(strategy)]),
+        ("the strategy's own state", plain["own"] is not None, _has_state(strategy)),
+        ("a criterion with state", plain["criterion"] is not None, _has_state(criterion)),
+        ("data of the past", plain["past_data"] is not None, keeps_past_data(strategy, plain["experiences"])),
     ):
         if saved != own:
             raise ValueError(f"{what}: saved with {saved}, built with {own}")
@@ -108,114 +134,86 @@ def _check_fits(strategy: Any, plain: dict[str, Any], before: dict[str, Any]) ->
         raise ValueError("it was saved inside an experience, and this strategy is not Resumable")
 
 
-def _fill(strategy: Any, plain: dict[str, Any], device: torch.device | None, *, floats: bool) -> None:
-    read = functools.partial(from_plain, device=device, floats=floats)
-    if plain["own"] is not None:
-        strategy.load_state_dict(read(plain["own"]))
-    if plain["criterion"] is not None:
-        strategy._criterion.load_state_dict(read(plain["criterion"]))
-    stateful = [plugin for plugin in strategy.plugins if keeps_state(plugin) or _kind_of(plugin)]
-    for plugin, (_, state) in zip(stateful, plain["plugins"], strict=True):
-        if keeps_state(plugin):
-            plugin.load_state_dict(read(state))
-        else:
-            _avalanche_from_plain(plugin, state, read, device)
+def _fill(strategy: Any, plain: dict[str, Any], device: torch.device) -> None:
+    read = functools.partial(from_plain, device=device)
+    floats = plain["device"] == "cpu"
+    model = strategy.model.to(strategy.device)  # as train() does, which would leave optimizer state behind
+    states = [state for _, state in plain["plugins"]]
+    unfilled = copy.deepcopy(model) if any(map(_has_copy_of_model, states)) else None
+    model_from_plain(model, plain["model"])
+    if plain["optimizer"] is not None:
+        optimizer_from_plain(strategy, plain["optimizer"])
+    holders = [strategy, _criterion(strategy), *(plugin for _, plugin in _stateful_plugins(strategy))]
+    for holder, state in zip(holders, [plain["own"], plain["criterion"], *states], strict=True):
+        if keeps_state(holder):
+            holder.load_state_dict(read(state, floats=floats))
+        elif state is not None:
+            move = floats and keeps_tensors_on_device(type(holder))
+            _attributes_from_plain(holder, state, functools.partial(read, floats=move), unfilled)
+    strategy._stop_training = plain["stop_training"]
+    if hasattr(strategy, "progress"):
+        progress = plain["progress"]
+        strategy.progress = None if progress is None else Progress.from_plain(from_plain(progress))
+    if strategy.clock.train_exp_counter != plain["experiences"]:
+        raise ValueError("its clock does not show the number of experiences")
     random_from_plain(plain["random"])
 
 
-def _own_to_plain(strategy: Any) -> Any:
-    """Return the state a strategy class adds to the templates, None where it says it has none."""
-    if keeps_state(strategy):
-        return to_plain(strategy.state_dict(), "strategy.state_dict()")
-    # What the templates keep is saved elsewhere, or set again by the next train() or eval().
-    known = {*_stored_names(SupervisedTemplate, include_init=True), "progress", "at_safe_point", "_resuming"}
-    if isinstance(strategy, Cumulative):
-        known.add("dataset")
-    _refuse_hidden_state(strategy, strategy, known)
-    return None
-
-
-def _criterion_to_plain(strategy: Any) -> Any:
+def _criterion(strategy: Any) -> Any:
+    """Return the criterion where it is an object that may have state, and None where it is a function."""
     criterion = getattr(strategy, "_criterion", None)
-    if isinstance(criterion, nn.Module):
-        return to_plain(criterion.state_dict(), "criterion.state_dict()")
-    if criterion is not None and not is_wiring(criterion) and criterion not in strategy.plugins:
-        _refuse_hidden_state(criterion, strategy, ())
-    return None
+    return None if is_wiring(criterion) or any(criterion is plugin for plugin in strategy.plugins) else criterion
 
 
-def _plugins_to_plain(strategy: Any) -> list[list[Any]]:
-    states = ((type(plugin).__qualname__, _plugin_to_plain(plugin, strategy)) for plugin in strategy.plugins)
-    return [[name, state] for name, state in states if state is not None]
+def _stateful_plugins(strategy: Any) -> list[tuple[str, Any]]:
+    return [(type(plugin).__qualname__, plugin) for plugin in strategy.plugins if _has_state(plugin)]
 
 
-def _plugin_to_plain(plugin: Any, strategy: Any) -> Any:
-    name = type(plugin).__qualname__
-    if keeps_state(plugin):
-        return to_plain(plugin.state_dict(), f"{name}.state_dict()")
-    kind = _kind_of(plugin)
-    if kind is None:
-        _refuse_hidden_state(plugin, strategy, ())
-        return None
-    if type(plugin) is not kind:
-        _refuse_hidden_state(plugin, strategy, _stored_names(kind, include_init=True))
-    state = {key: to_plain(getattr(plugin, key), f"{name}.{key}") for key in _AVALANCHE_STATE[kind]}
-    if kind is EvaluationPlugin:
-        state["metrics"] = [to_plain(m, f"metric {type(m).__qualname__}") for m in plugin.metrics]
-    return state
+def _has_state(holder: Any) -> bool:
+    return keeps_state(holder) or bool(state_names(type(holder)))
 
 
-def _kind_of(plugin: Any) -> type | None:
-    return next((kind for kind in _AVALANCHE_STATE if isinstance(plugin, kind)), None)
+def _has_copy_of_model(state: Any) -> bool:
+    values = state.values() if isinstance(state, dict) else ()
+    return any(isinstance(value, dict) and value.get(KIND) == _COPY_OF_MODEL for value in values)
 
 
-def _avalanche_from_plain(plugin: Any, state: dict[str, Any], read: Callable, device: torch.device | None) -> None:
-    metrics = getattr(plugin, "metrics", [])
-    saved, own = [m["class"] for m in state.get("metrics", [])], [type(m).__qualname__ for m in metrics]
+def _state_to_plain(holder: Any, name: str) -> Any:
+    """Return what an object says by `state_dict()`, or what is known of its class; None where it has no state."""
+    if keeps_state(holder):
+        return to_plain(holder.state_dict(), f"{name}.state_dict()")
+    state = {key: attrgetter(key)(holder) for key in state_names(type(holder))}
+    return {key: _attribute_to_plain(value, f"{name}.{key}") for key, value in state.items()} or None
+
+
+def _attribute_to_plain(value: Any, where: str) -> Any:
+    if isinstance(value, nn.Module):
+        return {KIND: _COPY_OF_MODEL, **model_to_plain(value)}
+    return to_plain(value, where)
+
+
+def _attributes_from_plain(holder: Any, state: dict[str, Any], read: Callable, unfilled: nn.Module | None) -> None:
+    names = state_names(type(holder))
+    if wrong := set(names) ^ state.keys():
+        raise ValueError(f"{type(holder).__qualname__}: entries missing or unknown: {', '.join(sorted(wrong))}")
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        owner, plain = attrgetter(path)(holder) if path else holder, state[name]
+        current = getattr(owner, leaf)
+        if isinstance(holder, EvaluationPlugin) and name == "metrics":
+            _check_metrics(plain, current)
+        if isinstance(plain, dict) and plain.get(KIND) == _COPY_OF_MODEL:
+            value: Any = current if isinstance(current, nn.Module) else copy.deepcopy(unfilled)
+            model_from_plain(value, plain)
+        else:
+            value = of_same_kind(read(plain, current), current, f"{type(holder).__qualname__}.{name}", none=True)
+        vars(owner)[leaf] = value
+
+
+def _check_metrics(plain: list[Any], current: list[Any]) -> None:
+    saved, own = [metric["class"] for metric in plain], [type(metric).__qualname__ for metric in current]
     if saved != own:
         raise ValueError(f"metrics of the evaluator: saved with {saved}, built with {own}")
-    for key, value in state.items():
-        # A metric's tensors are on the CPU unless they were seen elsewhere, so floats do not move.
-        vars(plugin)[key] = from_plain(value, getattr(plugin, key), device=device)
-
-
-def _refuse_hidden_state(holder: Any, strategy: Any, known: Collection[str]) -> None:
-    """Raise a ValueError if `holder`, which has no `state_dict`, has an attribute that may change in training.
-
-    That is an attribute that a method other than `__init__` assigns, or whose value can change in place. Plain
-    constants and references to the strategy's model, optimizer and plugins, saved by themselves, are neither.
-    """
-    saved_elsewhere = [strategy.model, strategy.optimizer, getattr(strategy, "_criterion", None), *strategy.plugins]
-    kind: Any = type(holder)
-    assigned = _stored_names(kind, include_init=False)
-    for name, value in vars(holder).items():
-        if name in known or is_wiring(value) or any(value is other for other in saved_elsewhere):
-            continue
-        if name in assigned or not _is_constant(value):
-            raise ValueError(
-                f"{type(holder).__qualname__} keeps state in its attribute {name!r} and cannot be saved: give it "
-                "state_dict() and load_state_dict(state), which may return {} and do nothing if it needs nothing kept"
-            )
-
-
-def _is_constant(value: Any) -> bool:
-    if isinstance(value, (tuple, frozenset)):
-        return all(_is_constant(item) for item in value)
-    return isinstance(value, (*_CONSTANTS, np.generic))
-
-
-@functools.cache
-def _stored_names(kind: type, *, include_init: bool) -> frozenset[str]:
-    """Return the names of the attributes that the methods of a class and of its bases assign."""
-    functions = [
-        function
-        for base in kind.__mro__
-        for name, function in vars(base).items()
-        if isinstance(function, FunctionType) and (include_init or name != "__init__")
-    ]
-    return frozenset(
-        step.argval for function in functions for step in dis.get_instructions(function) if step.opname == "STORE_ATTR"
-    )
 
 
 def random_to_plain() -> dict[str, Any]:

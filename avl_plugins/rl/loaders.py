@@ -43,7 +43,7 @@ class Visit:
 
     def _epoch(self) -> int:
         progress: Any = self.strategy.progress
-        return progress["epoch"]
+        return progress.epoch
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         strategy, epoch = self.strategy, self._epoch()

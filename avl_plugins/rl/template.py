@@ -333,7 +333,7 @@ class RLTemplate(Resumable, SupervisedTemplate):
 
     def _at_safe_point(self) -> None:
         progress: Any = self.progress
-        if progress["unit"] != "epoch" or progress["iteration"] == 0:  # not within an epoch
+        if progress.unit != "epoch" or progress.iteration == 0:  # not within an epoch
             super()._at_safe_point()
 
     def _unpack_minibatch(self) -> None:

@@ -8,7 +8,7 @@ import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor
 
-from avl_plugins.checkpoint.model_state import undo_for_model
+from avl_plugins.checkpoint.undo import undo_for
 from avl_plugins.tasks.labels import experience_classes, experience_labels, task_label
 
 __all__ = ["MASK", "GrowingModule", "TaskNetwork", "by_task"]
@@ -37,10 +37,10 @@ class GrowingModule(MultiTaskModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Grow to the shape of the state and fill it; where it does not fit, the network stays as it was."""
-        undo = undo_for_model(self)
+        undo = undo_for(self)
         try:
             return super().load_state_dict(state_dict, strict, assign)
-        except Exception:
+        except BaseException:
             undo()
             raise
 

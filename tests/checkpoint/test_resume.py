@@ -1,8 +1,10 @@
 """Resuming inside an experience: at epoch ends, in the middle of epochs, and in a plugin's own phases."""
 
+import math
 import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
@@ -21,9 +23,11 @@ from checkpoint_cases import (
 )
 from torch import nn
 
-from avl_plugins import checkpoint
+from avl_plugins.checkpoint import archive
 from avl_plugins.checkpoint.file import load_checkpoint, save_checkpoint
+from avl_plugins.checkpoint.progress import Progress
 from avl_plugins.checkpoint.resume import CheckpointEvery, Resumable, phase
+from avl_plugins.checkpoint.strategy_state import capture
 from avl_plugins.data.loading import InMemoryLoaderPlugin
 from avl_plugins.progressive.plugin import ProgressivePlugin
 
@@ -43,7 +47,7 @@ class KillAt(SupervisedPlugin):
     def safe_point(self, strategy):
         self.count += 1
         progress = strategy.progress
-        self.places.append((progress["experience"], progress["phase"], progress["epoch"], progress["iteration"]))
+        self.places.append((progress.experience, progress.phase, progress.epoch, progress.iteration))
         if self.count == self.number:
             save_checkpoint(strategy, self.path)
             raise Killed
@@ -203,19 +207,23 @@ def test_early_stopping_inside_an_experience(tmp_path):
 
 def test_checkpoint_every(tmp_path, monkeypatch):
     saves = []
-    monkeypatch.setattr("avl_plugins.checkpoint.resume.save_checkpoint", lambda s, path: saves.append(dict(s.progress)))
+
+    def save(strategy, path, **options):
+        saves.append((strategy.progress.epoch, strategy.progress.iteration))
+
+    monkeypatch.setattr("avl_plugins.checkpoint.resume.save_checkpoint", save)
     plugins = [CheckpointEvery(tmp_path / "a", epochs=2, iterations=2)]
     strategy = build("resumable", plugins=plugins, train_epochs=3)
     strategy.train(benchmark().train_stream[0])
     assert strategy.clock.train_exp_iterations == 9
-    assert [(s["epoch"], s["iteration"]) for s in saves] == [(0, 2), (1, 2), (2, 0), (2, 2)]
+    assert saves == [(0, 2), (1, 2), (2, 0), (2, 2)]
 
 
 def test_checkpoint_every_leaves_seconds_between_saves(tmp_path, monkeypatch):
     now, saves = [0.0], []
 
-    def save(strategy, path):
-        saves.append(strategy.progress["epoch"])
+    def save(strategy, path, **options):
+        saves.append(strategy.progress.epoch)
         with open(path, "w"):
             os.utime(path, (now[0], now[0]))
 
@@ -224,21 +232,86 @@ def test_checkpoint_every_leaves_seconds_between_saves(tmp_path, monkeypatch):
     every = CheckpointEvery(tmp_path / "a", seconds=5)
     for epoch, at in enumerate((1, 4, 5, 6, 9.5, 11, 16, 20, 21)):
         now[0] = at
-        every.safe_point(SimpleNamespace(progress={"epoch": epoch, "iteration": 0}))
+        every.safe_point(SimpleNamespace(progress=Progress(0, [], epoch=epoch)))
     assert saves == [0, 3, 5, 6, 8]
 
 
-def test_checkpoint_every_errors(tmp_path):
-    for arguments, message in (
-        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
-        ({"iterations": -1}, "iterations: expected at least 1"),
-        ({"epochs": None}, "one of them has to be a number"),
-        ({"seconds": -1}, "seconds: expected a number from 0 on, got -1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            CheckpointEvery(tmp_path / "run.pt", **arguments)
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "epochs must be an integer >= 1, or None for not at epochs, got 0"),
+        ({"epochs": 1.5}, TypeError, "epochs must be an integer >= 1, or None for not at epochs, got 1.5"),
+        ({"epochs": math.nan}, TypeError, "epochs must be an integer .* got nan"),
+        ({"epochs": math.inf}, TypeError, "epochs must be an integer .* got inf"),
+        ({"epochs": True}, TypeError, "epochs must be an integer .* got True"),
+        ({"epochs": "1"}, TypeError, "epochs must be an integer .* got '1'"),
+        ({"iterations": -1}, ValueError, "iterations must be an integer >= 1, or None for not at iterations, got -1"),
+        ({"iterations": True}, TypeError, "iterations must be an integer .* got True"),
+        ({"iterations": 2.0}, TypeError, "iterations must be an integer .* got 2.0"),
+        ({"epochs": None}, ValueError, "one of them has to be a number"),
+        ({"seconds": -1}, ValueError, "seconds must be a number >= 0, got -1"),
+        ({"seconds": math.nan}, ValueError, "seconds must be a number >= 0, got nan"),
+        ({"seconds": math.inf}, ValueError, "seconds must be a number >= 0, got inf"),
+        ({"seconds": None}, TypeError, "seconds must be a number >= 0, got None"),
+        ({"seconds": "10"}, TypeError, "seconds must be a number >= 0, got '10'"),
+        ({"on_unsaveable": "ignore"}, ValueError, "on_unsaveable must be 'raise' or 'warn', got 'ignore'"),
+        ({"path": 3}, TypeError, "path must be a string or a path, got 3"),
+        ({"path": None}, TypeError, "path must be a string or a path, got None"),
+        ({"path": b"run.pt"}, TypeError, "path must be a string or a path, got b'run.pt'"),
+    ],
+)
+def test_checkpoint_every_refuses_at_construction(tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        CheckpointEvery(**{"path": tmp_path / "run.pt", **arguments})
+
+
+def test_checkpoint_every_takes_numbers_of_numpy(tmp_path):
+    every = CheckpointEvery(tmp_path / "run.pt", epochs=np.int64(2), seconds=np.float32(0.0))
+    build("resumable", plugins=[every], train_epochs=2).train(benchmark().train_stream[0])
+    assert load_checkpoint(build("resumable"), tmp_path / "run.pt") == 0
+
+
+def test_checkpoint_every_refuses_a_strategy_without_safe_points(tmp_path):
     with pytest.raises(TypeError, match="Naive cannot be resumed inside an experience"):
         build("naive", plugins=[CheckpointEvery(tmp_path / "run.pt")]).train(benchmark().train_stream[0])
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "got the folder ''"),
+        ("folder", "path must be a regular file or a new one, got the folder"),
+        ("pipe", "got the pipe"),
+        ("/dev/null", "got the device"),
+        ("file/run.pt", "path must be a file that can be written, got .*Not a directory"),
+        ("loop", "path must be a file that can be written, got .*symbolic links"),
+        ("r" * 256, "path must be a file that can be written, got .*name too long"),
+    ],
+)
+def test_checkpoint_every_refuses_a_path_before_the_training(tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("folder")
+    os.mkfifo("pipe")
+    os.symlink("loop", "loop")
+    with open("file", "w") as file:
+        file.write("text")
+    strategy = build("resumable", plugins=[CheckpointEvery(path)], eval_every=1)
+    with pytest.raises(ValueError, match=message):
+        strategy.train(benchmark().train_stream[0])
+    assert strategy.clock.total_iterations == 0
+    assert strategy.evaluator.get_all_metrics() == {}  # in front of the evaluation that comes first, too
+    assert sorted(os.listdir()) == ["file", "folder", "loop", "pipe"]
+
+
+def test_checkpoint_every_makes_the_folder_before_the_training(tmp_path):
+    class Stops(SupervisedPlugin):
+        def before_training_iteration(self, strategy, **kwargs):
+            raise Killed
+
+    path = tmp_path / "new" / "run.pt"
+    with pytest.raises(Killed):
+        build("resumable", plugins=[CheckpointEvery(path), Stops()]).train(benchmark().train_stream[0])
+    assert list(path.parent.iterdir()) == []
 
 
 def saved_inside(path, **arguments):
@@ -251,8 +324,15 @@ def test_another_experience_or_other_plugins_are_refused(tmp_path):
     saved_inside(path)
     second = build("resumable", plugins=[KillAt(path, -1)])
     assert load_checkpoint(second, path) == 0
+    loaded = capture(second)
     with pytest.raises(ValueError, match="written inside experience 0, and this is 1"):
         second.train(digits.train_stream[1])
+    assert differences(loaded, capture(second)) == []  # still to go on
+    assert second.interrupted is None
+    second.train(digits.train_stream[0])
+    whole = build("resumable", plugins=[KillAt(path, -1)])
+    whole.train(digits.train_stream[0])
+    assert differences(outcome(whole), outcome(second)) == []
     second = build("resumable", plugins=[KillAt(path, -1)])
     load_checkpoint(second, path)
 
@@ -270,10 +350,33 @@ def test_stock_strategy_refuses_a_file_from_inside_an_experience(tmp_path):
     naive = build("naive", plugins=[KillAt("", -1)])
     content = torch.load(tmp_path / "run.pt", weights_only=True)
     content["state"]["strategy"] = "Naive"
-    content["sha256"] = checkpoint._digest(content["state"])
+    content["sha256"] = archive.digest(content["state"])
     torch.save(content, tmp_path / "run.pt")
     with pytest.raises(ValueError, match="inside an experience, and this strategy is not Resumable"):
         load_checkpoint(naive, tmp_path / "run.pt")
+
+
+def test_progress(tmp_path):
+    """A dataclass, which reads as the dict that it was for one more release, and is stored as one."""
+    progress = Progress(experience=1, plugins=["Clock"], phase="train", unit="epoch", epoch=2, iteration=3)
+    assert str(progress) == "experience 1, phase 'train', epoch 2, iteration 3"
+    with pytest.warns(DeprecationWarning, match=r"progress\['epoch'\] is progress\.epoch now"):
+        assert progress["epoch"] == 2
+    plain = progress.to_plain()
+    assert "random" not in plain
+    assert Progress.from_plain(plain) == progress
+    assert Progress.from_plain({**plain, "random": {"torch": 1}}).random == {"torch": 1}
+    for change, message in (
+        ({"more": 1}, "entries missing or unknown: more"),
+        ({"epoch": None}, "progress.epoch is a NoneType in it, and a int"),
+        ({"begun": "train"}, "progress.begun is a str in it, and a list"),
+        ({"phase": 3}, "progress.phase is a int in it, and a str"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Progress.from_plain({**plain, **change})
+    del plain["hooks"]
+    with pytest.raises(ValueError, match="entries missing or unknown: hooks"):
+        Progress.from_plain(plain)
 
 
 def test_saved_again_before_training_goes_on(tmp_path):
@@ -307,6 +410,10 @@ def test_phase_errors_and_stock_strategies():
     assert list(phase(build("naive"), "a", iterations=3)) == [0, 1, 2]
     with pytest.raises(ValueError, match="give exactly one of them"):
         phase(build("naive"), "a", epochs=1, iterations=1)
+    for either in (build("naive"), strategy):
+        for number, error in ((1.5, TypeError), (math.nan, TypeError), (True, TypeError), (-1, ValueError)):
+            with pytest.raises(error, match="epochs must be an integer >= 0, or None for iterations, got"):
+                list(phase(either, "a", epochs=number))
 
     class Twice(SupervisedPlugin):
         def after_training_exp(self, strategy, **kwargs):
@@ -337,7 +444,7 @@ def test_phase_that_is_gone_is_an_error(tmp_path):
         Changing.names = names
         second = build("resumable", plugins=[Changing(), KillAt(path, -1)])
         load_checkpoint(second, path)
-        assert second.progress["phase"] == "b"
+        assert second.progress.phase == "b"
         with pytest.raises(ValueError, match=message):
             second.train(experience)
 

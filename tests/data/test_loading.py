@@ -411,12 +411,14 @@ class ResumableNaive(Resumable, Naive):
 class SaveAt(SupervisedPlugin):
     """Save once, at one iteration of the second epoch."""
 
+    __constants__ = ("path", "iteration")
+
     def __init__(self, path=None, iteration=0):
         super().__init__()
         self.path, self.iteration = path, iteration
 
     def safe_point(self, strategy):
-        if (strategy.progress["epoch"], strategy.progress["iteration"]) == (1, self.iteration) and self.path:
+        if (strategy.progress.epoch, strategy.progress.iteration) == (1, self.iteration) and self.path:
             save_checkpoint(strategy, self.path)
 
 
