@@ -49,6 +49,8 @@ class Evaluator(EvaluationPlugin):
         **options: as for `EvaluationPlugin`.
     """
 
+    __constants__ = ("idle_hooks",)
+
     def __init__(self, *metrics: Any, **options: Any) -> None:
         super().__init__(*metrics, **options)
         hooks = [name for name in dir(PluginMetric) if name.startswith(("before_", "after_"))]
@@ -190,6 +192,8 @@ def train_stream(
 ) -> None:
     """Train on each experience in turn, then evaluate on those so far, saving in between.
 
+    An arm with a plugin whose state no checkpoint can hold, such as Avalanche's AGEM, runs without checkpoints.
+
     Args:
         strategy: freshly built; filled from `context.checkpoint` when the job is resumed.
         benchmark: with the streams "train" and `stream`.
@@ -210,7 +214,7 @@ def train_stream(
             strategy.train(benchmark.train_stream[k], **options)
             strategy.eval(evaluated if whole else evaluated[: k + 1])
         if context.checkpoint is not None:
-            save_checkpoint(strategy, context.checkpoint)
+            save_checkpoint(strategy, context.checkpoint, on_unsaveable="warn")
 
 
 def accuracy_curves(
@@ -249,5 +253,6 @@ def job_plugins(context: Context, experiences: int, *, resumable: bool = True) -
     """The plugins every job has: a progress bar and, if wanted, a checkpoint at the end of an epoch."""
     plugins: list[SupervisedPlugin] = [ProgressPlugin(context, experiences)]
     if resumable and context.checkpoint is not None:
-        plugins.append(CheckpointEvery(context.checkpoint, seconds=SECONDS_BETWEEN_SAVES))
+        every = CheckpointEvery(context.checkpoint, seconds=SECONDS_BETWEEN_SAVES, on_unsaveable="warn")
+        plugins.append(every)
     return plugins

@@ -8,7 +8,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import AGEMPlugin, EvaluationPlugin
 from torch import nn
 
 from benchmarks.harness.experiment import Context
@@ -19,6 +19,7 @@ from benchmarks.training.supervised import (
     Training,
     accuracy,
     accuracy_matrix,
+    default_plugins,
     make_evaluator,
     train_stream,
 )
@@ -131,6 +132,21 @@ def test_a_job_interrupted_inside_a_task_ends_with_the_same_numbers(tmp_path):
         else:
             with pytest.raises(Interrupted):
                 experiment.measure(settings, "ewc", 0, context)
+
+
+def test_an_arm_with_a_plugin_that_keeps_samples_runs_without_checkpoints(tmp_path, caplog, digits_permuted):
+    model, context = nn.Sequential(nn.Linear(64, 10)), Context(checkpoint=tmp_path / "job.pt")
+    strategy = Training(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_mb_size=50,
+        plugins=[*default_plugins(context, 3), AGEMPlugin(10, 10)],
+        evaluator=make_evaluator(context),
+    )
+    train_stream(strategy, digits_permuted, context)
+    assert len(accuracy_matrix(strategy)) == 3
+    assert caplog.text.count("training goes on without checkpoints: AGEMPlugin keeps state") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_matrix_holds_the_accuracy_after_each_experience(digits_permuted):
