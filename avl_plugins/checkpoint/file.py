@@ -76,7 +76,8 @@ def save_checkpoint(strategy: Any, path: str | os.PathLike[str], *, on_unsaveabl
     """
     check_choice("on_unsaveable", on_unsaveable, ("raise", "warn"))
     _check_strategy(strategy)
-    if is_running(strategy) and not getattr(strategy, "at_safe_point", False):
+    running = is_running(strategy)
+    if running and not getattr(strategy, "at_safe_point", False):
         raise ValueError(
             "strategy: it is inside train() or eval(); save between the calls, or use CheckpointEvery and Resumable"
         )
@@ -87,7 +88,7 @@ def save_checkpoint(strategy: Any, path: str | os.PathLike[str], *, on_unsaveabl
             raise
         go_on_without(strategy, error)
         return False
-    if not is_running(strategy) and (where := interrupted_in(strategy)) is not None:
+    if not running and (where := interrupted_in(strategy)) is not None:
         state["interrupted"] = where
         log.warning("saving what an interrupted strategy has learnt: it was left in %s", where)
     archive.write(path, state)

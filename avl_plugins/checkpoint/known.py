@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 import torch
-from avalanche.training import plugins as avalanche
+from avalanche.training import plugins
 from avalanche.training.losses import MaskedCrossEntropy
 from avalanche.training.plugins.clock import Clock
 from avalanche.training.supervised import Cumulative, JointTraining, StreamingLDA
@@ -63,31 +63,31 @@ _KNOWN: dict[type, Known] = {
     ),
     Clock: Known(tuple(vars(Clock()))),
     PeriodicEval: Known(("do_final", "_is_eval_updated"), ("eval_every", "peval_mode", "do_initial")),
-    avalanche.EvaluationPlugin: Known(
+    plugins.EvaluationPlugin: Known(
         ("_active", "last_metric_results", "all_metric_results", "_metric_values", "metrics"),
         ("supports_distributed", "collect_all", "strict_checks", "loggers"),
     ),
-    avalanche.EarlyStoppingPlugin: Known(
+    plugins.EarlyStoppingPlugin: Known(
         ("best_state", "best_val", "best_step"),
         (
             *("val_stream_name", "patience", "verbose", "peval_mode", "margin"),
             *("metric_name", "metric_key", "operator"),
         ),
     ),
-    avalanche.LRSchedulerPlugin: Known(
+    plugins.LRSchedulerPlugin: Known(
         ("scheduler", "rolling_metric", "_was_training", "_just_validated", "_executed_train_iteration"),
         ("reset_scheduler", "reset_lr", "metric", "step_granularity", "first_epoch_only", "first_exp_only"),
     ),
-    avalanche.EWCPlugin: Known(
+    plugins.EWCPlugin: Known(
         ("saved_params", "importances"),
         ("ewc_lambda", "mode", "decay_factor", "keep_importance_data"),
         on_device=True,
     ),
-    avalanche.SynapticIntelligencePlugin: Known(
+    plugins.SynapticIntelligencePlugin: Known(
         ("ewc_data", "syn_data"), ("si_lambda", "eps", "excluded_parameters", "_device")
     ),
-    avalanche.MASPlugin: Known(("params", "importance"), ("_lambda", "alpha", "verbose"), on_device=True),
-    avalanche.RWalkPlugin: Known(
+    plugins.MASPlugin: Known(("params", "importance"), ("_lambda", "alpha", "verbose"), on_device=True),
+    plugins.RWalkPlugin: Known(
         (
             *("checkpoint_params", "checkpoint_loss", "checkpoint_scores", "iter_grad", "iter_importance"),
             *("iter_params", "exp_scores", "exp_params", "exp_importance", "exp_penalties"),
@@ -95,21 +95,21 @@ _KNOWN: dict[type, Known] = {
         ("ewc_alpha", "ewc_lambda", "delta_t"),
         on_device=True,
     ),
-    avalanche.GEMPlugin: Known(
+    plugins.GEMPlugin: Known(
         ("memory_x", "memory_y", "memory_tid"), ("patterns_per_experience", "memory_strength", "G")
     ),
-    avalanche.GSS_greedyPlugin: Known(
+    plugins.GSS_greedyPlugin: Known(
         ("ext_mem_list_x", "ext_mem_list_y", "ext_mem_list_current_index", "buffer_score"),
         ("mem_size", "mem_strength", "device"),
     ),
-    avalanche.CWRStarPlugin: Known(
+    plugins.CWRStarPlugin: Known(
         ("cur_class", "model.saved_weights", "model.past_j", "model.cur_j"),
         ("log", "cwr_layer_name", "freeze_remaining_model"),
     ),
-    avalanche.FromScratchTrainingPlugin: Known(("initial_weights",), ("reset_optimizer",)),
-    avalanche.LwFPlugin: Known(("lwf.prev_model", "lwf.expcount", "lwf.prev_classes_by_task")),
-    avalanche.LFLPlugin: Known(("prev_model",), ("lambda_e",)),
-    avalanche.FeatureDistillationPlugin: Known(("prev_model",), ("alpha", "mode")),
+    plugins.FromScratchTrainingPlugin: Known(("initial_weights",), ("reset_optimizer",)),
+    plugins.LwFPlugin: Known(("lwf.prev_model", "lwf.expcount", "lwf.prev_classes_by_task")),
+    plugins.LFLPlugin: Known(("prev_model",), ("lambda_e",)),
+    plugins.FeatureDistillationPlugin: Known(("prev_model",), ("alpha", "mode")),
     MaskedCrossEntropy: Known(("current_classes", "old_classes"), ("reduction", "mask")),
 }
 _SETTINGS = (PurePath, torch.device, torch.dtype)

@@ -51,11 +51,11 @@ def model_from_plain(model: nn.Module, plain: dict[str, Any]) -> None:
     Raises:
         ValueError: If what the file says of its modules does not fit.
     """
-    state = {full_name(model, bare_name(model, k)): v for k, v in from_plain(plain["state"]).items()}
+    state = {full_name(model, name): value for name, value in from_plain(plain["state"]).items()}
     _grow_heads(model, state)
     _make_buffers(model, state)
     model.load_state_dict(state)
-    for name, value in plain.get("transient", {}).items():  # not in files of the first version
+    for name, value in plain.get("transient", {}).items():  # not in the first files
         _fill_transient(model, full_name(model, name), from_plain(value))
     _set_modes(model, plain)
 
@@ -65,8 +65,7 @@ def _set_modes(model: nn.Module, plain: dict[str, Any]) -> None:
     training, tasks, frozen = plain["training"], plain["tasks"], set(plain["frozen"])
     modules = {name: bare_name(model, name) for name, _ in model.named_modules()}
     parameters = {name: bare_name(model, name) for name, _ in model.named_parameters()}
-    saved = {bare_name(model, name) for name in training}
-    if unknown := saved ^ set(modules.values()) or frozen - set(parameters.values()):
+    if unknown := set(training) ^ set(modules.values()) or frozen - set(parameters.values()):
         raise ValueError(f"modules or parameters that are only in the file, or only in the model: {sorted(unknown)}")
     if not all(isinstance(mode, bool) for mode in training.values()):
         raise ValueError("modes of modules that are neither True nor False")

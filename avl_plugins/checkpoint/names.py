@@ -45,17 +45,18 @@ def full_name(model: nn.Module, bare: str) -> str:
     return ".".join(parts)
 
 
-def with_bare_names(plain: dict[str, Any]) -> dict[str, Any]:
-    """Return a strategy's state with the bare names that files of the first version lack; their class is unknown."""
+def with_bare_names(plain: dict[str, Any], built: nn.Module) -> dict[str, Any]:
+    """Return a strategy's state with bare names, which the first files lack, and without a wrapper for a class."""
     model, optimizer = plain["model"], plain["optimizer"]
-    if model["class"] not in _WRAPPERS:
+    if "transient" in model:
         return plain
+    wrapped = model["class"] in _WRAPPERS
 
     def bare(name: str) -> str:
         parts = name.split(".")
-        while parts and parts[0] in (_COMPILED, "module"):
+        while wrapped and parts and parts[0] in (_COMPILED, "module"):
             parts.pop(0)
-        return ".".join(parts)
+        return bare_name(built, ".".join(parts))
 
     def renamed(entries: Any) -> Any:
         if isinstance(entries, dict):
@@ -65,7 +66,8 @@ def with_bare_names(plain: dict[str, Any]) -> dict[str, Any]:
     names = {key: renamed(model[key]) for key in ("state", "training", "frozen", "tasks")}
     groups = [{**group, "params": renamed(group["params"])} for group in optimizer["groups"]]
     optimizer = {**optimizer, "groups": groups, **{key: renamed(optimizer[key]) for key in ("state", "learned")}}
-    return {**plain, "model": {**model, **names, "class": None}, "optimizer": optimizer}
+    names["class"] = None if wrapped else model["class"]
+    return {**plain, "model": {**model, **names}, "optimizer": optimizer}
 
 
 def _inner(module: Any) -> str | None:

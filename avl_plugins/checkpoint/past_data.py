@@ -67,14 +67,13 @@ def past_data_from_plain(strategy: Any, plain: dict[str, Any] | None) -> None:
 
 
 def _completed(strategy: Any) -> int:
-    """Return how many samples are of completed experiences: without the current one's, which are adapted in again.
-
-    In an interrupted strategy the current experience may be one of the evaluation, in training or not.
-    """
-    labels = _labels(strategy.dataset)
-    stream = getattr(strategy.experience, "origin_stream", None)
-    if stream is None:
-        return len(labels)
+    """Return how many samples are of completed experiences: without the current one's, which are adapted in again."""
+    if strategy.experience is None:
+        return len(strategy.dataset)
+    if getattr(strategy, "at_safe_point", False):
+        return len(strategy.dataset) - len(strategy.experience.dataset)
+    # An interruption may have come before or after the current one's were added, or in an evaluation.
+    labels, stream = _labels(strategy.dataset), strategy.experience.origin_stream
     streams = stream.benchmark.streams.values() if hasattr(stream, "benchmark") else [stream]
     pasts = [[_labels(e.dataset) for e in stream[: strategy.clock.train_exp_counter]] for stream in streams]
     sizes = [len(past) for past in map(torch.cat, filter(None, pasts)) if torch.equal(labels[: len(past)], past)]

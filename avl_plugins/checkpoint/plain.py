@@ -186,7 +186,8 @@ def _metric_from_plain(plain: dict[str, Any], current: Any, again: Any) -> Any:
         current = _METRIC_CLASSES[name]()
     if type(current).__qualname__ != name:
         raise ValueError(f"it holds a metric {name} where this strategy has a {type(current).__name__}")
-    own = {attribute for attribute, value in vars(current).items() if not is_wiring(value)}
+    # What is None in a fresh metric may be a process or the strategy by now, which are in no file.
+    own = {attribute for attribute, value in vars(current).items() if not (value is None or is_wiring(value))}
     if missing := own - plain["attributes"].keys():
         raise ValueError(f"it holds a metric {name} without {', '.join(sorted(missing))}")
     for attribute, value in plain["attributes"].items():

@@ -95,7 +95,7 @@ def restore(
     """
     undo, randomness = undo_for(strategy), random_to_plain()
     try:
-        plain = with_bare_names(_checked(plain))
+        plain = with_bare_names(_checked(plain), strategy.model)
         _check_fits(strategy, plain)
         _fill(strategy, plain, device or strategy.device)
         finish()
@@ -166,7 +166,7 @@ def _fill(strategy: Any, plain: dict[str, Any], device: torch.device) -> None:
 def _criterion(strategy: Any) -> Any:
     """Return the criterion where it is an object that may have state, and None where it is a function."""
     criterion = getattr(strategy, "_criterion", None)
-    return None if is_wiring(criterion) or criterion in strategy.plugins else criterion
+    return None if is_wiring(criterion) or any(criterion is plugin for plugin in strategy.plugins) else criterion
 
 
 def _stateful_plugins(strategy: Any) -> list[tuple[str, Any]]:

@@ -296,6 +296,19 @@ def rewritten(content, change=lambda pickled: pickled, compression=zipfile.ZIP_S
     return out.getvalue()
 
 
+def overlapping(content):
+    """A file in which a hundred entries are the same bytes."""
+    out = io.BytesIO(rewritten(content))
+    with zipfile.ZipFile(out, "a") as archive:
+        tensor = max(archive.filelist, key=lambda entry: entry.file_size)
+        for number in range(100):
+            another = copy.copy(tensor)
+            another.filename = f"archive/data/{100 + number}"
+            archive.filelist.append(another)
+        archive._didModify = True
+    return out.getvalue()
+
+
 def checkpoint_of(state):
     return {"format": "avl_plugins checkpoint 1", "sha256": "0" * 64, "state": state}
 
@@ -350,6 +363,7 @@ shared = torch.zeros(10_000)
         (lambda: rewritten(checkpoint_of(nested(50))), "take more memory than the file"),
         (lambda: rewritten(checkpoint_of(Bytes())), "it names .*bytearray"),
         (lambda: rewritten(checkpoint_of(torch.zeros(2**20)), compression=zipfile.ZIP_DEFLATED), "unpacks to more"),
+        (lambda: overlapping(checkpoint_of(torch.zeros(1000))), "unpacks to more"),
         (lambda: rewritten(checkpoint_of(torch.arange(4.0)), size_of(2**30)), "RuntimeError"),
         (lambda: rewritten(checkpoint_of(torch.arange(4.0)), offset_of(2**30)), "RuntimeError"),
         (lambda: rewritten(checkpoint_of(torch.arange(4.0)), elements_of(2**30)), "RuntimeError"),

@@ -17,13 +17,14 @@ from avalanche.training.losses import MaskedCrossEntropy
 from avalanche.training.plugins.clock import Clock
 from avalanche.training.templates.base import BaseTemplate
 from avalanche.training.templates.base_sgd import PeriodicEval
+from avalanche.training.utils import ParamData
 from checkpoint_cases import MODELS, OPTIMIZERS, benchmark, build, differences, evaluator, outcome
 from torch import nn
 
 from avl_plugins.checkpoint.file import load_checkpoint, save_checkpoint
 from avl_plugins.checkpoint.known import UnsaveableError
 from avl_plugins.checkpoint.resume import CheckpointEvery
-from avl_plugins.checkpoint.strategy_state import capture
+from avl_plugins.checkpoint.strategy_state import capture, restore
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Call to deprecated function:DeprecationWarning"),
@@ -179,6 +180,32 @@ def test_an_earlier_state_comes_back_into_a_used_strategy(tmp_path):
         assert differences(before, own_state(strategy)) != []
         load_checkpoint(strategy, tmp_path / "run.pt")
         assert differences(before, own_state(strategy)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "moves"),
+    [
+        ("ewc", "importances", True),
+        ("mas", "importance", True),
+        ("rwalk", "exp_scores", True),
+        ("synaptic intelligence", "syn_data", False),  # on the CPU wherever the model is
+        ("gem", "memory_x", False),
+    ],
+)
+def test_tensors_go_where_their_plugin_wants_them(name, attribute, moves):
+    """From a CPU to another device, for which torch's "meta" stands."""
+    strategy, second = with_plugin(name), with_plugin(name, seed=99)
+    strategy.train(digits_for(name).train_stream[0])
+    restore(second, capture(strategy), torch.device("meta"))
+    waiting, devices = [getattr(second.plugins[0], attribute)], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting.extend(value.values())
+        else:
+            devices.add((value.data if isinstance(value, ParamData) else value).device.type)
+    assert devices == {"meta" if moves else "cpu"}
+    assert {parameter.device.type for parameter in second.model.parameters()} == {"cpu"}
 
 
 # Arguments of a plugin for a strategy; those that are not here need none.

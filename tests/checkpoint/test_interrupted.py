@@ -3,6 +3,7 @@
 import functools
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -116,6 +117,34 @@ def test_interrupted_in_training(tmp_path, kind, place):
     assert not is_running(strategy)
     assert strategy.clock.train_exp_counter == 1 + (place == "after_training")
     goes_on(strategy, kind, tmp_path / "run.pt")
+
+
+@pytest.mark.parametrize(("kind", "at_least"), [("dgr", 2), ("den", 4)])
+def test_interrupted_in_each_phase(tmp_path, kind, at_least):
+    """Also where DEN has grown, and where DGR's generator has been trained for a while."""
+    stream = digits_for(kind).train_stream
+
+    def run(struck):
+        strategy, begun = built(kind), {}
+
+        def safe_point(strategy):
+            begun[strategy.progress.phase] = None
+            if strategy.progress.experience == 1 and strategy.progress.phase == struck:
+                raise KeyboardInterrupt
+
+        strategy.plugins[0].safe_point = safe_point
+        strategy.train(stream[0])
+        with nullcontext() if struck is None else pytest.raises(KeyboardInterrupt):
+            strategy.train(stream[1])
+        strategy.plugins[0].safe_point = lambda strategy: None
+        return strategy, list(begun)
+
+    _, phases = run(None)
+    assert len(phases) >= at_least
+    for phase in phases:
+        strategy, _ = run(phase)
+        assert phase in strategy.interrupted
+        goes_on(strategy, kind, tmp_path / "run.pt")
 
 
 @pytest.mark.parametrize(("kind", "place"), PLACES_OF_EVALUATION)

@@ -148,27 +148,36 @@ def test_wrapped_and_plain_models_load_each_others_files(tmp_path, saved, loaded
 
 
 @pytest.mark.parametrize("loaded", WRAPPED)
-@pytest.mark.parametrize(("kind", "prefix"), [("OptimizedModule", "_orig_mod."), ("DataParallel", "module.")])
-def test_old_files_of_wrapped_models(kind, prefix, loaded):
-    """Files of the first version hold the wrapper's class and names."""
+@pytest.mark.parametrize("kind", ["OptimizedModule", "DataParallel", "Sequential"])
+def test_old_files_of_wrapped_models(kind, loaded):
+    """The first files hold the wrapper's class and names."""
     strategy = trained("plain")
+    strategy.model[0].bias.requires_grad_(False)
     plain = capture(strategy)
     model, optimizer = plain["model"], plain["optimizer"]
+    prefix = {"OptimizedModule": "_orig_mod.", "DataParallel": "module."}.get(kind, "")
+
+    def old(name):
+        return (f"0._orig_mod{name[1:]}" if kind == "Sequential" and name[:1] == "0" else prefix + name).rstrip(".")
+
     del model["transient"]
     model["class"] = kind
-    model["training"] = {"": True, **{f"{prefix}{name}".rstrip("."): mode for name, mode in model["training"].items()}}
+    model["training"] = {"": True, "0": True, **{old(name): mode for name, mode in model["training"].items()}}
+    if prefix:
+        del model["training"]["0"]
     for part, entries in ((model, ("state", "tasks")), (optimizer, ("state",))):
         for entry in entries:
-            part[entry] = {f"{prefix}{name}": value for name, value in part[entry].items()}
-    model["frozen"] = [f"{prefix}{name}" for name in model["frozen"]]
-    optimizer["learned"] = [f"{prefix}{name}" for name in optimizer["learned"]]
+            part[entry] = {old(name): value for name, value in part[entry].items()}
+    model["frozen"] = list(map(old, model["frozen"]))
+    optimizer["learned"] = list(map(old, optimizer["learned"]))
     for group in optimizer["groups"]:
-        group["params"] = [f"{prefix}{name}" for name in group["params"]]
+        group["params"] = list(map(old, group["params"]))
     second = built(loaded, seed=99)
     restore(second, plain)
     for one, other in zip(strategy.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, other)
         assert differences(strategy.optimizer.state[one], second.optimizer.state[other]) == []
+    assert [not parameter.requires_grad for parameter in second.model.parameters()] == [False, True, False, False]
 
 
 def test_growing_models_inside_wrappers(tmp_path):
