@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDES = [README, *sorted((ROOT / "avl_plugins").glob("**/README.md"))]

@@ -18,6 +18,8 @@ import pytest
 from benchmarks.harness.experiment import Context, Run
 from benchmarks.harness.registry import METHODS, experiment_names, find_experiment
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PYTHON = (sys.executable, "-m", "benchmarks")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "NO_COLOR": "1"}

@@ -21,6 +21,8 @@ from avl_plugins.checkpoint.file import load_checkpoint, save_checkpoint
 from avl_plugins.checkpoint.resume import CheckpointEvery
 from avl_plugins.data.loading import InMemoryLoaderPlugin
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 # A name, how it is built, what saves inside experiences, and the mean time to a kill in parts of the whole run.
 CASES = {

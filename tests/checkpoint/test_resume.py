@@ -31,6 +31,8 @@ from avl_plugins.checkpoint.strategy_state import capture
 from avl_plugins.data.loading import InMemoryLoaderPlugin
 from avl_plugins.progressive.plugin import ProgressivePlugin
 
+pytestmark = pytest.mark.slow
+
 
 class Killed(Exception):
     pass

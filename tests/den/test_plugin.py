@@ -17,6 +17,8 @@ from avl_plugins.den.stand_in import NewUnits, Selected
 from avl_plugins.ewc.plugin import EWCPlugin
 from benchmarks.data.arrays import split
 
+pytestmark = pytest.mark.slow
+
 
 class Watch(SupervisedPlugin):
     """Copies of the network at the beginning and end of each phase, and what the optimizer trained."""

@@ -12,6 +12,8 @@ from avl_plugins.dgr.networks import conv_critic, conv_decoder, conv_encoder, ml
 from avl_plugins.dgr.vae import VAE, kl_to_standard_normal, reparametrise
 from avl_plugins.dgr.wgan_gp import WGANGP, gradient_penalty
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (1, 8, 8)
 
 

@@ -21,6 +21,8 @@ from avl_plugins.checkpoint.file import load_checkpoint, save_checkpoint
 from avl_plugins.dgr.plugin import DGRPlugin
 from avl_plugins.dgr.scholar import Answers, Scholar, Solver, replay_loss, solver_from_state, solver_state
 
+pytestmark = pytest.mark.slow
+
 
 def test_replay_loss_by_hand():
     """Hard: cross-entropy on the old class; soft: T^2 * cross-entropy of probabilities at T, old ones of known classes,

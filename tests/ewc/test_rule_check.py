@@ -14,6 +14,8 @@ from torchvision.models import get_model
 from avl_plugins import diagonal_fisher, register_fisher_rule
 from avl_plugins.ewc.rules import linear
 
+pytestmark = pytest.mark.slow
+
 NETS = (
     "densenet121",
     "efficientnet_b0",

@@ -18,6 +18,8 @@ from avl_plugins.progressive.perturbation import (
 )
 from avl_plugins.progressive.sensitivity import average_fisher_sensitivity
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("drop", [0.5, 0.2])
 def test_levels_of_a_linear_network_in_closed_form(drop):
