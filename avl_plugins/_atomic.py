@@ -86,7 +86,7 @@ def regular_file(path: str | os.PathLike[str]) -> tuple[Path, os.stat_result | N
     target = Path(os.path.realpath(path))
     try:
         old = target.lstat()
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return target, None
     if not stat.S_ISREG(old.st_mode):
         raise ValueError(f"path must be a regular file or a new one, got the {_kind(old.st_mode)} {os.fspath(path)!r}")
