@@ -126,8 +126,8 @@ class Keep(SupervisedPlugin):
 
     def safe_point(self, strategy):
         progress = strategy.progress
-        if progress["experience"] == 1:
-            key = (progress["phase"], progress["epoch"], progress["iteration"])
+        if progress.experience == 1:
+            key = (progress.phase, progress.epoch, progress.iteration)
             self.states[key] = copy.deepcopy(capture(strategy))
 
 

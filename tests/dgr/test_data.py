@@ -90,7 +90,7 @@ def test_a_state_inside_a_task_has_both_ranges():
 
     class Watch(DGRPlugin):
         def safe_point(self, strategy):
-            if strategy.progress["phase"] == "dgr: generator":
+            if strategy.progress.phase == "dgr: generator":
                 states.append(copy.deepcopy(self.state_dict()))
 
     plugin = Watch(generator=Recorder(), generator_iterations=3)
