@@ -23,10 +23,14 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _seed() -> Iterator[None]:
-    """Start each test from the same global random state, and leave the default dtype as it was."""
+    """Start each test from the same global random state, and leave dtype and arithmetic as they were.
+
+    Experiments that a test runs in this process flush denormal numbers, which Hypothesis refuses to work without.
+    """
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
