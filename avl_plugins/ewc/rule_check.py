@@ -81,6 +81,8 @@ def _in_float64(model: nn.Module, function: Callable[[], T]) -> T:
     """Call a function while the model's parameters and buffers are float64 copies of what they are."""
 
     class Calling(nn.Module):
+        """Holds the model, so that `functional_call` can put the copies in its place."""
+
         def __init__(self) -> None:
             super().__init__()
             self.model = model
